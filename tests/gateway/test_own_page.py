@@ -213,6 +213,7 @@ def test_a_column_of_texts_is_not_taken_for_labels(page):
     content = b"text,label\n" + b"".join(b"soup,the zeppelin number %d\n" % i for i in range(8))
     answer = drop(page, content, text_column="text", label_column="label")
     assert "labels must be classes of several records" in answer["error"]["message"]
+    assert answer["error"]["message"].endswith("choose the column of classes, or list the labels")  # no option to give
     assert "zeppelin" not in json.dumps(answer)
 
 

@@ -232,5 +232,5 @@ def _check(records: Sequence[TrainingRecord], setting: TrainingSetting, *, label
         parts=parts,
         privatizer=setting.privatizer,
         labels=setting.labels if labelled else None,
-        public_labels=False,
+        public_labels=None,
     )

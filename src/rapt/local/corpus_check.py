@@ -191,7 +191,7 @@ def check_rows(
     parts: Sequence[Part],
     privatizer: TextPrivatizer,
     labels: tuple[str, ...] | None,
-    public_labels: bool,
+    public_labels: bool | None,
 ) -> CorpusCheck:
     """Look at each record of a source as privatizing will; see `check_corpus`.
 
@@ -202,7 +202,8 @@ def check_rows(
         parts: Parts of a record that the texts beside the first one become.
         privatizer: The setting; nothing is drawn with it.
         labels: Names of the classes; None collects them.
-        public_labels: Whether labels that are collected may be many, long, or different in every record.
+        public_labels: Whether labels that are collected may be many, long, or different in every record; None where
+            the user cannot say so.
 
     Raises:
         CorpusError: The reasons of `check_corpus`.
@@ -224,7 +225,7 @@ def check_rows(
                 counts[row.label] = counts.get(row.label, 0) + 1
                 large = len(row.label) > _LONGEST_LABEL or len(counts) > _MOST_LABELS
                 if large and labels is None and not public_labels:
-                    raise _too_large(row.place)
+                    raise _too_large(row.place, public_labels)
             new, new_unknown = _check_texts(present, parts, privatizer, found, runs, all_tokens)
             records, tokens, unknown = records + len(chunk), tokens + new, unknown + new_unknown
             if not found.faults:
@@ -239,12 +240,11 @@ def check_rows(
         if not public_labels and max(_FEW_LABELS, records / 2) < len(counts):
             raise CorpusError(
                 f"labels must be classes of several records, got {len(counts)} different ones in {records} records; "
-                "their names leave in clear: choose the column of classes, list the labels, or insist that they are "
-                "public (`public_labels=True`)"
+                f"their names leave in clear: {_name_ways_out(public_labels)}"
             )
         labels = found.class_names or sort_names(counts)
         if not public_labels and (len(labels) > _MOST_LABELS or max(map(len, labels)) > _LONGEST_LABEL):
-            raise _too_large("the declaration of the dataset")
+            raise _too_large("the declaration of the dataset", public_labels)
     return CorpusCheck(
         records=records,
         tokens=tokens,
@@ -265,12 +265,17 @@ def sort_names(names: Iterator[str] | dict[str, int]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _too_large(where: str) -> CorpusError:
+def _too_large(where: str, public_labels: bool | None) -> CorpusError:
     return CorpusError(
         f"labels must be at most {_MOST_LABELS} names of at most {_LONGEST_LABEL} characters, got more by {where}; "
-        "they leave in clear: choose the column of classes, list the labels, or insist that they are public "
-        "(`public_labels=True`)"
+        f"they leave in clear: {_name_ways_out(public_labels)}"
     )
+
+
+def _name_ways_out(public_labels: bool | None) -> str:
+    if public_labels is None:
+        return "choose the column of classes, or list the labels"
+    return "choose the column of classes, list the labels, or insist that they are public (`public_labels=True`)"
 
 
 def _check_texts(

@@ -288,7 +288,7 @@ def privatize(
         parts=parts,
         privatizer=privatizer,
         labels=check_class_names(None if classes is None else name_labels(classes, count=len(classes))),
-        public_labels=False,
+        public_labels=None,
     )
     if isinstance(privatizer, PolicyPrivatizer):
         privatizer.policy.save()

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from rapt.errors import CorpusError, UsageError, name_record
 from rapt.gateway.releases import Releases
 from rapt.gateway.training_files import SURPLUS, TrainingRecord, TrainingSetting, privatize_training, read_rows
-from rapt.local.codes.text_statement import TextStatement
 from rapt.local.in_memory import state_manifest
-from rapt.local.statement import PrivacyStatement
-from rapt.severity import Severity, weigh_attack
+from rapt.own_page.described import describe_statement
 from rapt.wire.privatized_file import read_privatized_lines
 
 MOST_BYTES: Final = 16 * 2**20
@@ -118,36 +116,4 @@ def _describe(content: bytes, remark: str | None, releases: Releases) -> dict[st
         "remark": remark,
         "preview": preview,
         "statement": describe_statement(state_manifest(manifest, vocabulary)),
-    }
-
-
-def describe_statement(statement: PrivacyStatement | TextStatement) -> dict[str, Any]:
-    """Describe a statement as plain values for the page: what is protected, how well, and what is not."""
-    if isinstance(statement, TextStatement):
-        bounds: Sequence[dict[str, Any]] = [
-            {
-                "what": f"one of {guess.among:,} texts that are as likely",
-                "right": guess.right,
-                "blind": guess.blind,
-                "severity": weigh_attack(guess.right, blind=guess.blind),
-            }
-            for guess in statement.guesses
-        ]
-    else:
-        bounds = [
-            {
-                "what": bound.meaning,
-                "right": bound.right_guess,
-                "blind": 0.5,
-                "severity": weigh_attack(bound.right_guess, blind=0.5),
-            }
-            for bound in (*statement.pairs, *statement.texts[:1])
-        ]
-    return {
-        "says": statement.unit,
-        "warning": statement.warning,
-        "severity": Severity.PLAIN if statement.warning is None else Severity.BAD,
-        "bounds": bounds,
-        "not_protected": [asdict(exposure) for exposure in statement.not_protected],
-        "page": statement.to_text(),
     }

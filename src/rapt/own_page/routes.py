@@ -29,15 +29,16 @@ from rapt.gateway.upstream import Upstream
 from rapt.local.client import ServiceClient
 from rapt.local.client.objects import not_understood, read_prediction
 from rapt.local.in_memory import state_manifest
-from rapt.local.ledger_report import LedgerSummary, summarize_ledger
+from rapt.local.ledger_report import summarize_ledger
 from rapt.local.policy.policy_privatizer import PolicyPrivatizer
 from rapt.local.randomness import secure_stream
-from rapt.own_page.dropped_files import MOST_BYTES, DroppedFile, describe_statement, list_columns, privatize_dropped
+from rapt.own_page.described import describe_ledger, describe_statement
+from rapt.own_page.dropped_files import MOST_BYTES, DroppedFile, list_columns, privatize_dropped
 from rapt.own_page.figures import find_figures
 from rapt.own_page.home_answers import HomeAnswers
 from rapt.own_page.looking import check_text, look_at_code, look_at_tokens, set_strength
 from rapt.page_parts import ENTRY, HEADERS, list_assets, list_paths, read_contents
-from rapt.severity import GIVEN_AWAY, weigh_use
+from rapt.severity import GIVEN_AWAY
 from rapt.wire.policy_setting import describe_policy
 from rapt.wire.strict_json import parse_document, read_field
 
@@ -253,58 +254,6 @@ def open_page(
     policy = privatizer.policy if isinstance(privatizer, PolicyPrivatizer) else None
     home = HomeAnswers(open_client, policy=policy, encoder=encoder, truncate_to=privatizer.truncate_to)
     return OwnPage(upstream, releases, training, home)
-
-
-def describe_ledger(found: LedgerSummary) -> dict[str, Any]:
-    """Describe what was spent and what is left as plain values, without a text or a hash of one."""
-    budgets = {}
-    for budget, spent in found.spent.items():
-        cap = found.caps.of(budget)
-        used = [
-            share
-            for share in (
-                None if cap.in_all is None else spent.in_all / cap.in_all,
-                None if cap.on_text is None else spent.most_on_one_text / cap.on_text,
-            )
-            if share is not None
-        ]
-        budgets[budget] = {
-            "in_all": spent.in_all,
-            "most_on_one_text": spent.most_on_one_text,
-            "cap_in_all": cap.in_all,
-            "cap_on_one_text": cap.on_text,
-            "used": max(used, default=None),
-            "severity": weigh_use(max(used, default=0.0)),
-        }
-    return {
-        "texts": found.texts,
-        "releases": found.releases,
-        "tokens": found.tokens,
-        "rows": found.rows,
-        "first": found.first,
-        "last": found.last,
-        "budgets": budgets,
-        "settings": [
-            {
-                "kind": spending.kind,
-                "mechanism": _name_mechanism(spending.setting),
-                "releases": spending.releases,
-                "tokens": spending.tokens,
-                "in_all": spending.in_all,
-            }
-            for spending in found.settings
-        ],
-    }
-
-
-def _name_mechanism(setting: Mapping[str, Any]) -> str:
-    stated = setting["mechanism"]
-    if isinstance(stated, str):
-        return f"{stated}, ε = {setting['epsilon']:g}, {setting['classes']} classes"
-    parameters = stated["parameters"]
-    letters = {"eta": "η", "epsilon": "ε"}
-    said = ", ".join(f"{letter} = {parameters[name]:g}" for name, letter in letters.items() if name in parameters)
-    return f"{stated['name']}, {said}"
 
 
 def _read_answer(content: bytes, *, chooses: bool) -> dict[str, Any]:
