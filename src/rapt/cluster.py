@@ -237,11 +237,13 @@ def _attend(
     except (EOFError, OSError):
         pass  # the parent is gone, killed or done
     except RaptError as error:
-        connection.send(error)
-    with suppress(Exception):  # a cluster that is lost cannot be left in order, and this process ends now
-        ray.shutdown()
-    if address is None:  # else it is left where the parent was killed
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # likewise
+            connection.send(error)
+    finally:
+        with suppress(Exception):  # a cluster that is lost cannot be left in order, and this process ends now
+            ray.shutdown()
+        if address is None:  # else it is left where the parent was killed
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _join(ray: Any, address: str | None, cores: int, store_bytes: int | None, folder: str) -> int:
@@ -348,6 +350,14 @@ def explain(ray: Any, error: BaseException) -> ClusterError:
     )
 
 
+def check_version(version: str) -> None:
+    """Refuse to work for another version of rapt (`ClusterError`)."""
+    if version != __version__:
+        raise ClusterError(
+            f"every node of the cluster must have rapt {version}, got {__version__} on one; install the same there"
+        )
+
+
 # The setting of the run that this worker works on, under its reference: unpickling it can take longer than an item.
 _AT_HAND: Final[dict[str, Any]] = {}
 
@@ -357,12 +367,9 @@ def compute(version: str, setting: Sequence[Any], task: Task, item: bytes) -> by
 
     Errors are answers, because Ray would write a raised one to its logs, with arguments.
     """
-    if version != __version__:
-        return ClusterError(
-            f"every node of the cluster must have rapt {version}, got {__version__} on one; install the same there"
-        )
-    ray = import_module("ray")
     try:
+        check_version(version)
+        ray = import_module("ray")
         name = setting[0].hex()
         if name not in _AT_HAND:
             _AT_HAND.clear()
@@ -371,4 +378,4 @@ def compute(version: str, setting: Sequence[Any], task: Task, item: bytes) -> by
     except RaptError as error:
         return error
     except Exception as error:  # an answer, as the docstring says
-        return explain(ray, error)
+        return explain(import_module("ray"), error)

@@ -227,13 +227,10 @@ def test_nodes_that_cannot_hold_a_replica_are_one_line(nodes, tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_a_service_without_a_cluster_at_the_address_says_so_in_one_line(tmp_path, capsys):
+def test_a_service_without_a_cluster_at_the_address_says_so_in_one_line(tmp_path, capsys, monkeypatch):
     given = ["--data", str(tmp_path), "--port", "0", "--model", "bert-tiny", "--engine", "ray"]
     assert rapt(["serve", *given, "--ray-address", "127.0.0.1:9"]) == 2
     assert "must find a database and an object store from every node" in capsys.readouterr().err.splitlines()[-1]
-    os.environ["RAPT_WORKER_IN_SERVICE"] = "false"
-    try:
-        assert rapt(["serve", *given, "--ray-address", "127.0.0.1:9"]) == 11
-    finally:
-        del os.environ["RAPT_WORKER_IN_SERVICE"]
+    monkeypatch.setenv("RAPT_WORKER_IN_SERVICE", "false")
+    assert rapt(["serve", *given, "--ray-address", "127.0.0.1:9"]) == 11
     assert "nothing answers there" in capsys.readouterr().err.splitlines()[-1]

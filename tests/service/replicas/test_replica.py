@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from closeness import assert_close
+from rapt.cluster import check_version
 from rapt.errors import BusyError, ClusterError, UsageError, VocabularyError
 from rapt.service.adapter.adapter import adapter_to_files
 from rapt.service.answers.generation import GenerationRow, Sampling
@@ -17,7 +18,6 @@ from rapt.service.http.settings import load_settings
 from rapt.service.replicas.calls import (
     MissingAdapter,
     Request,
-    check_version,
     rank_replicas,
     send_row,
 )

@@ -324,7 +324,7 @@ def _computing(settings: Settings, store: Store, backbones: Mapping[str, Backbon
 
 
 def make_replica_settings(settings: Settings, store: Store, backbones: Mapping[str, Backbone]) -> ReplicaSettings:
-    """What the replicas of a service are, and what runs its jobs."""
+    """Make the settings of the replicas of a service, and of what runs its jobs."""
     plan = ReplicaPlan(
         service=read_service_id(store),
         models=name_models(settings),

@@ -69,7 +69,7 @@ class _Bridge:
         self._said: list[tuple[int, str, Any]] = []
 
     def deploy(self, *, again: bool = False) -> None:
-        """Start the replicas, or take those of the same plan that are there; `again` replaces them one by one.
+        """Start the replicas, or take those of the same plan that are there; `again` replaces them a few at a time.
 
         Raises:
             ClusterError: They could not be started.
@@ -112,7 +112,7 @@ class _Bridge:
         ]
         try:
             answers = self._ray.get(asked)
-        except Exception as error:  # Ray's errors have no class in common
+        except self._ray.exceptions.RayError as error:
             raise explain(self._ray, error) from None
         for answer in answers:
             if answer is not None:
@@ -266,10 +266,12 @@ class _Bridge:
             place = self._ray.remote(num_cpus=1, max_concurrency=2, max_restarts=0)(JobPlace)
             assert self._jobs is not None, "only a service that runs jobs here asks for it"
             self._places[slot] = place.remote(self._plan.version, self._jobs, shares_disk=self._shares_disk)
+        used = self._places[slot]
         try:
-            outcome = await self._places[slot].run.remote(job)
+            outcome = await used.run.remote(job)
         except self._ray.exceptions.RayActorError:
-            del self._places[slot]
+            if self._places.get(slot) is used:  # else a run that was stopped before, and ended late, has seen it first
+                del self._places[slot]
             outcome = Outcome(kind="died", message="its node was lost, or its worker was killed")
         except Exception as error:  # the job's worker waits: whatever it is, the job has ended
             outcome = Outcome(kind="died", message=f"the cluster met {type(error).__name__}")
@@ -293,6 +295,9 @@ class _Bridge:
             self._say(0, "restarted", None)
         except ClusterError as error:
             self._say(0, "restarted", error)
+        except Exception as error:  # of Ray or Serve, whatever it is: who asked for it looks for its end in the log
+            why = f"the cluster must answer, got {type(error).__name__}; look at the logs of Ray Serve"
+            self._say(0, "restarted", ClusterError(why))
 
     async def _look(self) -> None:
         """Deploy again if somebody deleted the application."""

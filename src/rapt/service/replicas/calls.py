@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from rapt.errors import ClusterError, RaptError
+from rapt.errors import RaptError
 from rapt.service.adapter.adapter import Adapter
 from rapt.service.answers.generation import GenerationRow, Sampling
 from rapt.service.answers.prediction import ClassificationRow
@@ -34,7 +34,7 @@ class ReplicaPlan:
         vocabularies: Hash of the vocabulary of each, as the service has it.
         precision: Precision of all models.
         device: Device of all models, as `choose_device` takes it.
-        weights: How the weights of linear layers are kept.
+        weights: Format in which the weights of linear layers are kept.
         device_map: Devices of layers.
         torch_threads: Threads of one matrix product; None for as many as Ray gives a replica.
         waiting_cost: Most tokens that may wait in one replica for each model.
@@ -107,7 +107,7 @@ class Request:
 
     @property
     def key(self) -> str:
-        """What finds the replica: the first letters of the digest of the first row's adapter, or the model's name."""
+        """Key that finds the replica: first letters of the digest of the first row's adapter, or the model's name."""
         adapter = self.rows[0].adapter
         return self.model if adapter is None else adapter[:_KEY_LETTERS]
 
@@ -141,14 +141,6 @@ def receive_row(sent: SentRow, adapter: Adapter | None) -> Any:
     if sent.sampling is None:
         return ClassificationRow(**given)
     return GenerationRow(**given, most_tokens=sent.most_tokens, sampling=sent.sampling)
-
-
-def check_version(version: str) -> None:
-    """Refuse to work for another version of rapt (`ClusterError`)."""
-    if version != __version__:
-        raise ClusterError(
-            f"every node of the cluster must have rapt {version}, got {__version__} on one; install the same there"
-        )
 
 
 def rank_replicas(ids: Sequence[str], *, key: str) -> list[int]:

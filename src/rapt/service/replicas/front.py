@@ -55,11 +55,11 @@ class ReplicaSettings:
     """Settings of the replicas of a service.
 
     Attributes:
-        plan: What each replica is.
+        plan: Description of the replicas.
         address: HOST:PORT of the head node of a cluster; None starts one on this machine.
         keep: Whether the replicas stay when the service stops, for another one of the same plan.
-        jobs: How jobs are run; None runs none on the cluster.
-        jobs_at_once: How many jobs run at once.
+        jobs: Settings of the processes that run jobs; None runs none on the cluster.
+        jobs_at_once: Number of jobs that run at once.
         shares_disk: Whether jobs find the data directory of the service where they run.
     """
 
@@ -106,7 +106,7 @@ class Replicas:
         return self._is_there
 
     def restart(self) -> None:
-        """Replace the replicas one by one; each ends what it has begun."""
+        """Replace the replicas a few at a time; each ends what it has begun."""
         with self._guard:
             if self._is_there:
                 self._out.put(("restart", None))
@@ -264,13 +264,13 @@ class Replicas:
 def _send(connection: Connection, out: SimpleQueue[tuple[str, Any] | None]) -> None:
     """Send what comes, all that is there at once, until None."""
     with suppress(OSError):
-        while (message := out.get()) is not None:
-            messages = [message]
-            while not out.empty() and (more := out.get()) is not None:
-                messages.append(more)
-            connection.send(messages)
-            if messages[-1][0] == "close":
-                return
+        is_open = True
+        while is_open:
+            messages = [out.get()]
+            while not out.empty():
+                messages.append(out.get())
+            is_open = None not in messages
+            connection.send([message for message in messages if message is not None])
 
 
 def _digest(files: dict[str, bytes], *, model: str) -> str:
@@ -281,7 +281,7 @@ def _digest(files: dict[str, bytes], *, model: str) -> str:
 
 
 class Room:
-    """How much of what was sent may wait, in all and of one tenant, as `batching.require_room` has it."""
+    """Limit of what was sent and waits, in all and of one tenant, as `batching.require_room` has it."""
 
     def __init__(self, limit: int) -> None:
         """Start with nothing sent."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from rapt.cluster import check_version
 from rapt.errors import RaptError, VocabularyError
 from rapt.service.adapter.adapter import Adapter, adapter_from_files
 from rapt.service.adapter.adapter_cache import AdapterCache
@@ -26,7 +27,7 @@ from rapt.service.answers.writing import Written
 from rapt.service.backbone.opening import check_model_files, load_served
 from rapt.service.jobs.job_run import Outcome
 from rapt.service.jobs.tuning_process import ChildSettings, TuningProcess, name_run
-from rapt.service.replicas.calls import MissingAdapter, ReplicaPlan, Request, check_version, receive_row
+from rapt.service.replicas.calls import MissingAdapter, ReplicaPlan, Request, receive_row
 from rapt.service.storage.job_rows import StoredJob
 
 # References to the files of adapters in Ray's store, by digest; each in a list, so that Ray does not fetch it.
@@ -34,7 +35,7 @@ References = Mapping[str, Sequence[Any]]
 
 
 def check_node(version: str, models: Mapping[str, str]) -> RaptError | None:
-    """What keeps a replica from this node: another version of rapt, or files of a model that are not here."""
+    """Return what keeps a replica from this node: another version of rapt, or files of a model that are not here."""
     try:
         check_version(version)
         for model in models.values():
@@ -156,7 +157,7 @@ class JobPlace:
 
         Args:
             version: Version of rapt that this node must have.
-            settings: How jobs are run.
+            settings: Settings of the process that runs jobs.
             shares_disk: Whether the data directory of the service is on this machine; else this place has its own.
 
         Raises:

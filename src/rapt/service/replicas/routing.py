@@ -1,8 +1,8 @@
 """Which replica a request goes to: the one that its adapter's key belongs to, whoever asks.
 
-By rendezvous hashing (Thaler and Ravishankar 1998): of all replicas the one for which the hash of its id and the key is
-largest. So every bridge finds the same without asking anybody, and when replicas come and go only their own keys move.
-One whose queue is full passes the request on to the next. Loaded by Ray Serve alone, by its name.
+Rendezvous hashing (Thaler and Ravishankar 1998) takes the replica for which the hash of its id and the key is largest.
+So every bridge finds the same without asking anybody, and when replicas come and go only their own keys move.
+One whose queue is full passes the request on to the next. Ray Serve alone loads this module, by its name.
 """
 
 from __future__ import annotations
