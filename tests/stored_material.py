@@ -5,11 +5,10 @@ import io
 from sqlalchemy import select
 
 from rapt.service.storage.callers import OPERATOR, Caller, list_audit
-from rapt.service.storage.checkpoint_models import add_checkpoint_model
 from rapt.service.storage.database import Cursor
 from rapt.service.storage.file_rows import FileSummary, add_file
 from rapt.service.storage.job_rows import add_job
-from rapt.service.storage.job_runs import claim_next_job, succeed_job
+from rapt.service.storage.job_runs import add_checkpoint_model, claim_next_job, succeed_job
 from rapt.service.storage.model_rows import add_imported_model
 from rapt.service.storage.tables import MODELS
 from rapt.service.storage.tenant_rows import Quotas, create_tenant

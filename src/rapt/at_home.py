@@ -39,7 +39,7 @@ from rapt.teaching import estimate_attenuation, read_clear_codes, sharpen_head
 from rapt.wire.adapter_files import CARD, WEIGHTS, AdapterCard, parse_card
 from rapt.wire.code_bundle import CodeBundle, apply_center, place_on_arc, project_states, split_into_units
 from rapt.wire.manifest import NO_PLAIN_TOKENS
-from rapt.wire.mechanisms import KNOWN_MECHANISMS
+from rapt.wire.mechanism_setting import KNOWN_MECHANISMS
 from rapt.wire.strict_json import parse_document
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pytest
 
 from rapt.local.mechanisms import MECHANISMS
 from rapt.wire.manifest import LabelPrivacy
-from rapt.wire.mechanisms import KNOWN_MECHANISMS
+from rapt.wire.mechanism_setting import KNOWN_MECHANISMS
 from rapt.wire.privatized_file import read_privatized_file
 
 TINY = ("--vocabulary", "bert-tiny")

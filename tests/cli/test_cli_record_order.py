@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rapt.local.record_order import restore_order
+from rapt.local.records import restore_order
 from rapt.wire.privatized_file import read_privatized_file
 
 TINY = ("--vocabulary", "bert-tiny")

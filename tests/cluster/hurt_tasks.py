@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 from rapt.errors import CorpusError
-from rapt.local.cluster_blocks import draw_block
 from rapt.local.randomness import secure_stream
 from rapt.local.records import privatize_records
+from rapt.local.workers import draw_block
 
 
 def square(setting, item):

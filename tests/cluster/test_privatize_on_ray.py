@@ -15,13 +15,13 @@ from pyarrow import parquet, table
 from rapt.cli.program import run as rapt
 from rapt.cluster import join_cluster
 from rapt.errors import ClusterError
-from rapt.local.cluster_blocks import BlockSetting, draw_block, privatize_on_cluster
 from rapt.local.corpus import privatize_corpus
 from rapt.local.ledger import open_ledger
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import secure_stream
 from rapt.local.records import ChunkSetting, SourceItem, cut_into_chunks
+from rapt.local.workers import BlockSetting, draw_block, privatize_on_cluster
 from rapt.wire.manifest import CLUSTER_SOURCE, NO_PLAIN_TOKENS, Randomness
 from rapt.wire.privatized_file import read_privatized_file
 from toy_vocabularies import toy_vocabulary, toy_word

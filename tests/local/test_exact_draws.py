@@ -9,8 +9,7 @@ from channel_checks import LINE, SPECIAL, assert_drawn_as_stated
 from rapt.local.mechanisms import exact_draws
 from rapt.local.mechanisms.exact_draws import ExactDraws
 from rapt.local.mechanisms.exponential import make_exponential
-from rapt.local.mechanisms.metric import PublicMetric
-from rapt.local.mechanisms.scores import LARGEST_DROP, Scores
+from rapt.local.mechanisms.metric import LARGEST_DROP, PublicMetric, Scores
 from significance import assert_counts
 from toy_vocabularies import toy_vocabulary
 

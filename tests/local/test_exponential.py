@@ -18,7 +18,7 @@ from rapt.local.mechanisms.exponential import (
     read_output_prior,
     write_output_prior,
 )
-from rapt.local.mechanisms.scores import LARGEST_DROP
+from rapt.local.mechanisms.metric import LARGEST_DROP
 from rapt.this_machine import find_cache_folder
 from significance import assert_counts
 from toy_vocabularies import toy_vocabulary, toy_word

@@ -17,7 +17,7 @@ from rapt.local.ledger_report import summarize_ledger
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import insecure_stream
-from rapt.local.record_order import restore_order
+from rapt.local.records import restore_order
 from rapt.wire.manifest import NO_PLAIN_TOKENS
 from rapt.wire.privatized_file import read_privatized_file
 

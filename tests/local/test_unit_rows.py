@@ -14,7 +14,7 @@ from channel_checks import (
 from rapt.local.calibration_search import UnchangedCurve, find_crossing
 from rapt.local.guarantee import state_privacy
 from rapt.local.mechanisms import make_mechanism
-from rapt.local.mechanisms.unit_rows import scale_rows
+from rapt.local.mechanisms.laplace import scale_rows
 from rapt.local.retention import measure_kinds
 from rapt.local.vocabulary import load_vocabulary
 from rapt.local.weighting import weigh_running_text

@@ -41,8 +41,7 @@ from rapt.local.guarantee import state_privacy
 from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.mechanisms import find_promise
 from rapt.local.policy.policy import Policy
-from rapt.local.record_order import read_in_order_of_source
-from rapt.local.records import PartColumns, put_text
+from rapt.local.records import PartColumns, put_text, read_in_order_of_source
 from rapt.local.vocabulary import Vocabulary, load_vocabulary
 from rapt.narration import SILENT, Narrator, show_stages
 from rapt.public_models import name_model

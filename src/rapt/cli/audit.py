@@ -302,7 +302,7 @@ def _audit_codes(
     from rapt.audit.report import JSON, check_report_folder, write_files
     from rapt.local.codes.code_privatizer import read_code
     from rapt.local.codes.encoder import read_encoder
-    from rapt.local.record_order import read_in_order_of_source
+    from rapt.local.records import read_in_order_of_source
     from rapt.public_models import PUBLIC_CODES
 
     if out is not None:

@@ -24,7 +24,7 @@ from rapt.cli.options import (
 )
 from rapt.cli.output import format_table, show, show_json
 from rapt.errors import MechanismError, UsageError
-from rapt.wire.mechanisms import KNOWN_MECHANISMS
+from rapt.wire.mechanism_setting import KNOWN_MECHANISMS
 
 if TYPE_CHECKING:
     from rapt.audit.program_audit import ProgramAudit

@@ -272,8 +272,7 @@ def privatize(
     from rapt.local.policy.policy_privatizer import PolicyPrivatizer
     from rapt.local.privatizer import Privatizer, plan_plain_tokens
     from rapt.local.randomness import insecure_stream, secure_stream
-    from rapt.local.record_order import make_order_key
-    from rapt.local.records import PartColumns
+    from rapt.local.records import PartColumns, make_order_key
     from rapt.narration import Pace
     from rapt.wire.manifest import LabelPrivacy
     from rapt.wire.mechanism_setting import check_eta
@@ -452,7 +451,7 @@ def load_codes(codes: str, *, epsilon: float, encoder: str | None, allow_large: 
     """
     from rapt.local.codes.code_privatizer import load_code_privatizer, refuse_large_epsilon
     from rapt.local.codes.text_statement import bound_guess
-    from rapt.wire.mechanisms import USUAL_EPSILON
+    from rapt.wire.mechanism_setting import USUAL_EPSILON
 
     if not allow_large:
         refuse_large_epsilon(epsilon, insist="--allow-large-epsilon")

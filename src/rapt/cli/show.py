@@ -54,7 +54,7 @@ def show(
     from contextlib import closing
 
     from rapt.local.corpus import read_corpus
-    from rapt.local.record_order import read_in_order_of_source
+    from rapt.local.records import read_in_order_of_source
     from rapt.local.shown_texts import check_count, show_texts
     from rapt.wire.privatized_file import read_privatized_file
 

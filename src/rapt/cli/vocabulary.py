@@ -111,8 +111,7 @@ def show_figures(
 
     from rapt.local.randomness import secure_stream
     from rapt.local.vocabulary import load_vocabulary
-    from rapt.local.vocabulary_check import check_vocabulary
-    from rapt.local.vocabulary_figures import measure_figures
+    from rapt.local.vocabulary_check import check_vocabulary, measure_figures
 
     loaded = load_vocabulary(model)
     trusted, because = True, None

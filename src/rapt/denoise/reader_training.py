@@ -39,10 +39,9 @@ from rapt.narration import SILENT, Narrator
 from rapt.public_models import find_model_folder
 from rapt.service.adapter.task_head import pool_text
 from rapt.service.backbone.backbone import Backbone
-from rapt.service.backbone.code_table import view_as_vocabulary
+from rapt.service.backbone.codewords import Reader, ReaderNetwork, view_as_vocabulary
 from rapt.service.backbone.layout import encode_with_prompts, lay_out
 from rapt.service.backbone.opening import Precision, load_backbone
-from rapt.service.backbone.reader import Reader, ReaderNetwork
 from rapt.service.tuning.tasks import TASKS, answer_states
 from rapt.training import Losses, ParameterGroup, Trainer, back_propagate, scale_rate
 from rapt.wire.code_bundle import CodeBundle, project_states, read_code_bundle

@@ -24,8 +24,7 @@ from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.ledger_place import describe_run, name_receipt, write_receipt
 from rapt.local.privatizer import TextPrivatizer
 from rapt.local.randomness import secure_stream
-from rapt.local.record_order import draw_order, make_order_key
-from rapt.local.records import ChunkSetting, Part, SourceItem, cut_into_chunks
+from rapt.local.records import ChunkSetting, Part, SourceItem, cut_into_chunks, draw_order, make_order_key
 from rapt.wire.manifest import LabelPrivacy, dump_manifest
 from rapt.wire.privatized_file import PrivatizedRecord, seal_manifest, write_record_lines
 from rapt.wire.strict_json import dump_line, parse_document

@@ -20,7 +20,6 @@ from typing import Any, Final, get_args
 from rapt.arguments import check_arguments
 from rapt.cluster import Cluster
 from rapt.errors import BudgetError, CorpusError, UsageError, WireError, name_record
-from rapt.local.cluster_blocks import privatize_on_cluster
 from rapt.local.corpus_check import CorpusCheck, check_corpus, join_rows, joins_pairs, read_rows
 from rapt.local.corpus_formats import Columns, FileFormat, Findings, LabelledText, Reading, Row
 from rapt.local.label_privacy import RandomizedResponse
@@ -31,7 +30,6 @@ from rapt.local.policy.policy import Policy
 from rapt.local.policy.policy_privatizer import PolicyPrivatizer, keep_policy
 from rapt.local.privatizer import TextPrivatizer
 from rapt.local.randomness import RandomStream, choose_cluster_randomness, worker_stream
-from rapt.local.record_order import draw_order
 from rapt.local.records import (
     CHUNK,
     CHUNK_OF_A_WORKER,
@@ -41,9 +39,10 @@ from rapt.local.records import (
     PartColumns,
     SourceItem,
     cut_into_chunks,
+    draw_order,
 )
 from rapt.local.vocabulary import is_unicode
-from rapt.local.worker_processes import privatize_in_processes
+from rapt.local.workers import privatize_in_processes, privatize_on_cluster
 from rapt.whole_files import check_target
 from rapt.wire.manifest import LabelPrivacy, Manifest
 from rapt.wire.privatized_file import (

@@ -22,25 +22,16 @@ from rapt.arguments import check_arguments
 from rapt.errors import MechanismError, UsageError
 from rapt.local.deniability import PlausibleDeniability, UnchangedShare
 from rapt.local.distances import TableDistances, measure_distances
+from rapt.local.exposures import list_exposures, list_policy_exposures, list_trusted_machines
 from rapt.local.mechanisms import MECHANISMS, find_space
 from rapt.local.mechanisms.interface import Promise
 from rapt.local.own_texts import FileShape, OwnTexts
-from rapt.local.policy.policy_statement import find_weakest, list_policy_exposures
 from rapt.local.privacy_loss import PrivacyLoss, choose_loss_step, compose
 from rapt.local.retention import KindShare, WordChance
-from rapt.local.statement import (
-    AS_GOOD_AS_TEXT,
-    UNIT,
-    Bound,
-    PrivacyStatement,
-    explain_numbers,
-    list_exposures,
-    list_trusted_machines,
-)
+from rapt.local.statement import AS_GOOD_AS_TEXT, UNIT, Bound, PrivacyStatement, explain_numbers
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import UNARRANGED, Arrangement, LabelPrivacy, PlainTokens, Randomness, Targets
-from rapt.wire.mechanism_setting import MechanismSetting, check_eta
-from rapt.wire.mechanisms import KNOWN_MECHANISMS
+from rapt.wire.mechanism_setting import KNOWN_MECHANISMS, MechanismSetting, check_eta
 from rapt.wire.policy_setting import KindSetting
 
 __all__ = ["PrivacyStatement", "state_privacy"]
@@ -250,3 +241,9 @@ def measure_word_distances(vocabulary: Vocabulary, pair: tuple[str, str], *, pos
         )
     difference = vocabulary.embeddings[left].astype(np.float64) - vocabulary.embeddings[right]
     return [float(distance) for distance in np.linalg.norm(difference, axis=1)]
+
+
+def find_weakest(setting: MechanismSetting, policy: Sequence[KindSetting]) -> MechanismSetting:
+    """Return the mechanism at the largest η that a policy gives any token."""
+    largest = max([setting.eta, *(one.strength or 0.0 for one in policy if one.treatment == "eta")])
+    return MechanismSetting(name=setting.name, parameters={**setting.parameters, "eta": largest})

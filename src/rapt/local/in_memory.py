@@ -34,8 +34,7 @@ from rapt.local.policy.policy import Policy
 from rapt.local.policy.policy_privatizer import PolicyPrivatizer
 from rapt.local.privatizer import USUAL_POOL, Privatizer, TextPrivatizer, plan_plain_tokens
 from rapt.local.randomness import RandomStream, secure_stream
-from rapt.local.record_order import draw_order, make_order_key
-from rapt.local.records import ChunkSetting, Part, SourceItem, cut_into_chunks
+from rapt.local.records import ChunkSetting, Part, SourceItem, cut_into_chunks, draw_order, make_order_key
 from rapt.local.vocabulary import Vocabulary, check_texts, load_vocabulary
 from rapt.narration import write_count
 from rapt.wire.manifest import LabelPrivacy, Manifest

@@ -1,7 +1,7 @@
 """The privacy statement as a value: what `guarantee` computes, as JSON and as a page for people.
 
-Numbers in the page are rounded up, towards less privacy; the JSON holds them as they are. The sentences about them, how
-to read a number and what the mechanism leaves open, are written here too.
+Numbers in the page are rounded up, towards less privacy; the JSON holds them as they are. The sentences on how to read
+a number are written here too; those on what stays open are in `exposures`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from rapt.local.deniability import PlausibleDeniability, Spread, UnchangedShare
 from rapt.local.distances import TableDistances
+from rapt.local.exposures import Exposure
 from rapt.local.mechanisms.interface import Noise
 from rapt.local.own_texts import OFTEN, FileShape, OwnTexts
 from rapt.local.retention import KindShare, WordChance
@@ -26,16 +27,11 @@ from rapt.local.text_page import (
     write_scientific,
 )
 from rapt.wire.manifest import (
-    CLUSTER_SOURCE,
-    CLUSTER_SOURCE_WITHOUT_AES,
-    Arrangement,
     LabelPrivacy,
     PlainTokens,
     Randomness,
-    Targets,
 )
-from rapt.wire.mechanism_setting import MechanismSetting
-from rapt.wire.mechanisms import GuaranteeStatus
+from rapt.wire.mechanism_setting import GuaranteeStatus, MechanismSetting
 from rapt.wire.policy_setting import KindSetting, describe_policy, dump_policy
 
 SCHEMA: Final = "rapt.statement/2"
@@ -73,14 +69,6 @@ class Bound:
     epsilon: float
     epsilon_at_delta: float
     right_guess: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exposure:
-    """Something that the mechanism does not protect."""
-
-    what: str
-    why: str
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -440,103 +428,3 @@ def explain_numbers(token: Bound, text: Bound, *, delta: float, pure_only: bool 
         "All of these are limits for every attack, even by somebody who knows all other tokens of the text; several "
         "unknown tokens that depend on each other count as a text. How far known attacks get, `rapt audit` measures."
     )
-
-
-def list_exposures(
-    plain_tokens: PlainTokens,
-    *,
-    labels_sent: bool,
-    label_privacy: LabelPrivacy | None,
-    pairs: bool,
-    targets: Targets | None,
-    arrangement: Arrangement,
-    noise_drawn: bool = True,
-) -> Iterator[Exposure]:
-    """List what the mechanism leaves open, for any setting of it."""
-    if targets == "public":
-        yield Exposure(
-            what="targets",
-            why="the text to be generated of each record is sent in clear, because it was declared public; what it "
-            "says of the text beside it is open",
-        )
-    if pairs or targets == "privatized":
-        yield Exposure(
-            what="texts of one record",
-            why="which texts belong together; each is protected as a text is, and what two of them have in common is "
-            "told twice: their losses add up",
-        )
-    if labels_sent and label_privacy is not None:
-        yield Exposure(
-            what="labels",
-            why="the names of the labels are sent in clear, so which labels exist is open; the label of a text is "
-            "randomized, and its ε adds to the text's; the share of each label in the whole file can be estimated well",
-        )
-    elif labels_sent:
-        yield Exposure(what="labels", why="the label of each text, and the names of the labels, are sent in clear")
-    length = "how many tokens each has"
-    if (bucket := arrangement.length_bucket) is not None:
-        length = (
-            f"how many tokens each has, rounded up to a multiple of {bucket} by public words that went through the "
-            "mechanism; a reader who sees where the sense ends can tell how long a text was"
-        )
-    yield Exposure(
-        what="number and length",
-        why=f"how many texts there are, and {length}; a rare word shows its number of pieces",
-    )
-    order = "the order of the texts, "
-    if arrangement.shuffled:
-        order = "not the order of the texts, which were shuffled (only the receipt of the run knows how), but "
-    yield Exposure(
-        what="order and place",
-        why=f"{order}the place of each token, and where a text begins and ends",
-    )
-    if arrangement.replayed:
-        yield Exposure(
-            what="equal texts",
-            why="a text whose tokens were released before with this setting stands here as it was sent then, in this "
-            "file or in another, so whoever sees both sees that it is the same text; texts of one record are always "
-            "drawn apart",
-        )
-    yield Exposure(
-        what="repeated releases",
-        why="each further release of a text adds its own loss, and so does each text in which a word comes back; "
-        "privatize a text once and keep the file",
-    )
-    yield Exposure(
-        what="context",
-        why="the words of a text depend on each other, so a reader who knows the language corrects many single tokens",
-    )
-    yield Exposure(
-        what="topic, style and author",
-        why="what is spread over many tokens is protected as a text is, not as a token is: see the table of texts",
-    )
-    yield Exposure(what="timing", why="when and how often files and queries are sent, and how long that takes")
-    yield Exposure(what="the setting", why="model, mechanism, η and all numbers of this statement are public")
-    if noise_drawn:
-        yield Exposure(
-            what="floating point",
-            why="the bounds are of real numbers; noise is drawn in float64, whose missing tail, of probability below "
-            "1e-15, ε at δ covers and the pure ε strictly does not; the noisy vector, whose low bits would betray a "
-            "token, never leaves, only the token nearest to it",
-        )
-    else:
-        yield Exposure(
-            what="floating point",
-            why="draws are exact for scores that are rounded once, which changes a pure ε by less than 1e-5",
-        )
-    if plain_tokens.count:
-        yield Exposure(
-            what="plain tokens",
-            why="they are public by design and stand beside their privatized forms; they were chosen before any text "
-            "was read and say nothing about one",
-        )
-
-
-def list_trusted_machines(randomness: Randomness | None) -> Iterator[Exposure]:
-    """Say whom a file that was drawn on a cluster trusts beside the machine of its owner."""
-    if randomness is not None and randomness.source in (CLUSTER_SOURCE, CLUSTER_SOURCE_WITHOUT_AES):
-        yield Exposure(
-            what="the cluster",
-            why="the texts and the key of the noise were on every node of a Ray cluster, in memory and perhaps on "
-            "disk. The whole cluster is trusted as the machine of the owner is, and so is its network",
-        )

@@ -28,8 +28,7 @@ from safetensors.numpy import save
 
 from rapt.errors import VocabularyError, WireError
 from rapt.whole_files import open_whole_folder
-from rapt.wire.mechanism_setting import check_epsilon
-from rapt.wire.mechanisms import MOST_CODES, MOST_CODEWORDS
+from rapt.wire.mechanism_setting import MOST_CODES, MOST_CODEWORDS, check_epsilon
 from rapt.wire.public_states import write_public_states
 from rapt.wire.strict_json import check_fields, parse_document, read_count, read_field, read_name
 

@@ -16,8 +16,7 @@ from functools import cached_property
 from typing import Any, Final, Literal, get_args
 
 from rapt.errors import MechanismError, WireError
-from rapt.wire.mechanism_setting import MechanismSetting, dump_mechanism, is_finite, parse_mechanism
-from rapt.wire.mechanisms import Unit
+from rapt.wire.mechanism_setting import MechanismSetting, Unit, dump_mechanism, is_finite, parse_mechanism
 from rapt.wire.policy_setting import KindSetting, dump_policy, parse_policy
 from rapt.wire.strict_json import check_fields, check_json, dump_line, read_count, read_field, read_ids, read_name
 
@@ -46,7 +45,7 @@ class Randomness:
     insecure_seed: int | None = None
 
 
-# Origin of noise that was drawn on a cluster of machines, as `rapt.local.cluster_blocks` does; the second where the
+# Origin of noise that was drawn on a cluster of machines, as `rapt.local.workers` does; the second where the
 # processor of whoever asked does not compute AES.
 CLUSTER_SOURCE: Final = (
     "AES-128 counter mode (randomgen) on a Ray cluster, keys of blocks by BLAKE2b under a key from the operating system"

@@ -14,8 +14,7 @@ from rapt.audit.channels import (
 from rapt.audit.channels.estimate import ChannelQuestion
 from rapt.errors import AuditError
 from rapt.local.mechanisms import make_mechanism
-from rapt.wire.mechanism_setting import MechanismSetting
-from rapt.wire.mechanisms import KNOWN_MECHANISMS
+from rapt.wire.mechanism_setting import KNOWN_MECHANISMS, MechanismSetting
 
 SIZE = 30
 PRIOR = zipf_prior(SIZE).probabilities

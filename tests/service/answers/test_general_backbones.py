@@ -20,7 +20,7 @@ from rapt.service.adapter.methods.lora import _sizes
 from rapt.service.answers.decoding import DecodingBatch, RowCache, check_cached_writing
 from rapt.service.answers.generation import GenerationRow
 from rapt.service.answers.prediction import ClassificationRow, classify
-from rapt.service.backbone import laws
+from rapt.service.backbone import general
 from rapt.service.backbone.injection import keys_and_values
 from rapt.service.backbone.opening import load_backbone
 from rapt.service.http.assembly import load_backbones
@@ -148,13 +148,13 @@ def test_each_law_can_be_broken(law, tmp_path, monkeypatch):
     broken = {"padding": "_is_blind_to_padding", "a gradient": "_passes_gradients", "attention": "_takes_a_prefix"}
     folder = write_family("qwen2", tmp_path / "qwen2")
     name = next(name for start, name in broken.items() if law.startswith(start))
-    encode = laws._encode
+    encode = general._encode
     if name == "_is_blind_to_padding":
         monkeypatch.setattr(
-            laws, "_encode", lambda *of, before=0, after=0: encode(*of, before=before, after=after) + after
+            general, "_encode", lambda *of, before=0, after=0: encode(*of, before=before, after=after) + after
         )
     else:
-        monkeypatch.setattr(laws, name, lambda backbone, loaded: False)
+        monkeypatch.setattr(general, name, lambda backbone, loaded: False)
     with pytest.raises(UsageError, match=law):
         load_backbone.__wrapped__(str(folder), precision="float32")
 

@@ -19,9 +19,17 @@ from rapt.service.adapter.adapter_check import list_methods
 from rapt.service.answers.decoding import check_cached_writing
 from rapt.service.answers.prediction import ClassificationRow, classify
 from rapt.service.backbone import placement
-from rapt.service.backbone.gpu_memory import limit_gpu_memory, measure_half_of_gpu, share_gpus
 from rapt.service.backbone.opening import chosen_dtype, load_backbone
-from rapt.service.backbone.placement import VARIABLE, choose_device, fill_in_turn, move_to, send
+from rapt.service.backbone.placement import (
+    VARIABLE,
+    choose_device,
+    fill_in_turn,
+    limit_gpu_memory,
+    measure_half_of_gpu,
+    move_to,
+    send,
+    share_gpus,
+)
 from rapt.service.tuning.tuner import tune
 from rapt.service.tuning.tuning_config import default_config
 from tiny_backbones import TINY, write_family, write_tiny_model

@@ -8,8 +8,7 @@ from rapt.service.http.admission import Gate
 from rapt.service.tuning.tuner import TuningConfig, tune
 from rapt.wire.adapter_files import AdapterCard
 from rapt.wire.manifest import LONGEST_LABEL, MOST_LABELS, PlainTokens
-from rapt.wire.mechanism_setting import MechanismSetting
-from rapt.wire.mechanisms import KNOWN_MECHANISMS
+from rapt.wire.mechanism_setting import KNOWN_MECHANISMS, MechanismSetting
 from rapt.wire.privatized_file import (
     MAX_LINE_BYTES,
     PrivatizedFile,

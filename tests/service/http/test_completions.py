@@ -17,7 +17,7 @@ from rapt.service.backbone.frame import Turn
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.completion_schemas import MOST_PUBLIC
 from rapt.service.http.routes.answering import Prompt
-from rapt.service.http.routes.conversation import Conversation, frame_chat
+from rapt.service.http.routes.completions import Conversation, frame_chat
 from rapt.service.http.settings import load_settings
 from rapt.wire.manifest import dump_manifest
 from rapt.wire.model_files import make_tokenizer

@@ -138,7 +138,7 @@ def test_the_system_holds_the_process_to_its_memory_and_a_pass_is_told_so():
     script = """
 import torch
 from rapt.service.jobs.tuning_process import limit_memory
-from rapt.service.backbone.gpu_memory import out_of_memory
+from rapt.service.backbone.placement import out_of_memory
 def fits(mebibytes):
     try:
         torch.ones(mebibytes * 2**18)

@@ -12,11 +12,10 @@ from rapt.service.jobs.hyperparameters import config_from_json, method_to_json
 from rapt.service.jobs.job_log import JobLog, load_job_logger
 from rapt.service.jobs.job_run import MOST_CHECKPOINTS, MOST_EVENTS, ProgressEvents
 from rapt.service.storage.callers import DEVELOPER, LOCAL
-from rapt.service.storage.checkpoint_models import list_checkpoint_models
 from rapt.service.storage.database import Cursor
 from rapt.service.storage.file_rows import get_file
 from rapt.service.storage.job_rows import ENDED, cancel_job, get_job, list_events, pause_job, resume_job
-from rapt.service.storage.job_runs import claim_next_job, latest_run_state
+from rapt.service.storage.job_runs import claim_next_job, latest_run_state, list_checkpoint_models
 from rapt.service.storage.model_rows import get_model, list_models, read_adapter_archive
 from rapt.service.storage.recovery import requeue_abandoned_jobs
 from rapt.service.tuning.tuner import Progress, ReconstructionConfig, TuningCancelled, TuningConfig

@@ -10,13 +10,13 @@ from sqlalchemy.exc import DatabaseError
 
 from rapt.errors import NotFoundError, QuotaError, UsageError
 from rapt.service.storage.callers import OPERATOR, Caller, list_audit, mark_repeatable
-from rapt.service.storage.checkpoint_models import list_checkpoint_models
 from rapt.service.storage.database import Cursor
 from rapt.service.storage.file_rows import get_file, list_files
 from rapt.service.storage.job_rows import cancel_job, get_job, list_jobs, pause_job, resume_job
 from rapt.service.storage.job_runs import (
     add_run_state,
     is_still_mine,
+    list_checkpoint_models,
     record_progress,
 )
 from rapt.service.storage.key_rows import (

@@ -9,7 +9,7 @@ import torch
 from closeness import assert_close
 from rapt.errors import TuningError, UsageError
 from rapt.service.adapter.adapter import adapter_to_files
-from rapt.service.backbone.gpu_memory import out_of_memory
+from rapt.service.backbone.placement import out_of_memory
 from rapt.service.tuning.run import Run, batches_of_epoch, parts_of_batch
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningCancelled, TuningConfig, tune
 from rapt.wire.privatized_file import PrivatizedFile, seal_manifest

@@ -1,7 +1,7 @@
 """P(y|x) of every mechanism: by its closed form, by the geometry of Laplace noise and what follows it, or counted.
 
-The ways to a channel are in one closed dict; which one a mechanism takes stands in `rapt.wire.mechanisms`. A closed
-form is exact, in one draw. Any mechanism that can be run is counted on public words that the attacker privatizes
+The ways to a channel are in one closed dict; which one a mechanism takes stands in `rapt.wire.mechanism_setting`. A
+closed form is exact, in one draw. Any mechanism that can be run is counted on public words that the attacker privatizes
 himself.
 """
 
@@ -21,8 +21,7 @@ from rapt.audit.channels.ranked import estimate_ranked_channel
 from rapt.errors import AuditError, MechanismError
 from rapt.local.mechanisms import ClosedChannel, find_space, remake_mechanism
 from rapt.local.vocabulary import Vocabulary
-from rapt.wire.mechanism_setting import MechanismSetting
-from rapt.wire.mechanisms import KNOWN_MECHANISMS, ChannelKind
+from rapt.wire.mechanism_setting import KNOWN_MECHANISMS, ChannelKind, MechanismSetting
 from rapt.wire.vocabulary_bundle import VocabularyBundle
 
 # Most frequent tokens that are tried as sources beside the output itself. In a smaller table all are, and then

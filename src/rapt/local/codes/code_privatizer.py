@@ -36,8 +36,7 @@ from rapt.wire.code_bundle import (
     read_code_bundle,
 )
 from rapt.wire.manifest import NO_PLAIN_TOKENS, LabelPrivacy, Manifest, PlainTokens, Randomness, Targets
-from rapt.wire.mechanism_setting import check_epsilon
-from rapt.wire.mechanisms import MOST_EPSILON, USUAL_EPSILON
+from rapt.wire.mechanism_setting import MOST_EPSILON, USUAL_EPSILON, check_epsilon
 from rapt.wire.privatized_file import PrivatizedRecord
 from rapt.wire.vocabulary_bundle import shorten_hash
 

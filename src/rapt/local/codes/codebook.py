@@ -45,8 +45,7 @@ from rapt.wire.code_bundle import (
     place_on_arc,
     project_states,
 )
-from rapt.wire.mechanism_setting import check_epsilon
-from rapt.wire.mechanisms import MOST_CODES, MOST_CODEWORDS
+from rapt.wire.mechanism_setting import MOST_CODES, MOST_CODEWORDS, check_epsilon
 
 DIMENSIONS: Final = 8
 CODEWORDS: Final = 4096

@@ -12,10 +12,9 @@ from rapt.errors import MechanismError
 from rapt.local.mechanisms.custext import CUSTEXT
 from rapt.local.mechanisms.exponential import EXPONENTIAL, SANTEXT, TEM
 from rapt.local.mechanisms.interface import ClosedChannel, Mechanism, MechanismKind, Promise
-from rapt.local.mechanisms.laplace import LAPLACE
+from rapt.local.mechanisms.laplace import LAPLACE, UNIT_LAPLACE
 from rapt.local.mechanisms.mahalanobis import MAHALANOBIS
 from rapt.local.mechanisms.near_tokens import RANK_FIX, VICKREY
-from rapt.local.mechanisms.unit_rows import UNIT_LAPLACE
 from rapt.local.mechanisms.word_classes import PCT2T, SOFT_POS
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.mechanism_setting import MechanismSetting, Parameter, check_eta

@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.errors import CorpusError, UsageError, WireError
-from rapt.local.mechanisms.scores import Scores
+from rapt.local.mechanisms.metric import Scores
 from rapt.this_machine import find_cache_folder
 from rapt.version import __version__
 from rapt.whole_files import write_whole

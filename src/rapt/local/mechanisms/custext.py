@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from rapt.errors import MechanismError
 from rapt.local.mechanisms.interface import MechanismKind, Option, check_token_ids
-from rapt.local.mechanisms.metric import PublicMetric
+from rapt.local.mechanisms.metric import LARGEST_DROP, PublicMetric
 from rapt.local.mechanisms.near_tokens import find_nearest_tokens
-from rapt.local.mechanisms.scores import LARGEST_DROP
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.mechanism_setting import MechanismSetting, Parameter, check_eta
 

@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.local.mechanisms.interface import check_token_ids
-from rapt.local.mechanisms.scores import Scores
+from rapt.local.mechanisms.metric import Scores
 
 # Twelve codes an octave: a bound is at most 6 % above its weight, and 256 codes span 14.7 nats.
 _CODES_PER_NAT: Final = 12 / math.log(2)

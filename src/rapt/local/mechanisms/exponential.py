@@ -22,8 +22,7 @@ from rapt.errors import MechanismError, WireError
 from rapt.local.mechanisms.certificate import Certificate, Subject, certify
 from rapt.local.mechanisms.exact_draws import CACHE_BYTES, ExactDraws
 from rapt.local.mechanisms.interface import MechanismKind, Option, Promise
-from rapt.local.mechanisms.metric import PublicMetric
-from rapt.local.mechanisms.scores import LARGEST_DROP, Scores
+from rapt.local.mechanisms.metric import LARGEST_DROP, PublicMetric, Scores
 from rapt.local.privacy_loss import PrivacyLoss, pure_loss
 from rapt.local.vocabulary import Vocabulary
 from rapt.whole_files import write_whole

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from rapt.errors import MechanismError, VocabularyError
 from rapt.local.privacy_loss import PrivacyLoss
 from rapt.local.vocabulary import Vocabulary
-from rapt.wire.mechanism_setting import MechanismSetting, Parameter, check_eta
-from rapt.wire.mechanisms import KNOWN_MECHANISMS, KnownMechanism
+from rapt.wire.mechanism_setting import KNOWN_MECHANISMS, KnownMechanism, MechanismSetting, Parameter, check_eta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +171,7 @@ class MechanismKind:
     """One mechanism, as the dict of mechanisms holds it: how it is made, and what it promises.
 
     Attributes:
-        name: Name in manifests, which keeps its meaning for ever; `rapt.wire.mechanisms` has an entry for it.
+        name: Name in manifests, which keeps its meaning for ever; `rapt.wire.mechanism_setting` has an entry for it.
         build: Makes the mechanism from a vocabulary, eta and one argument for each option. Its docstring states and
             proves the guarantee.
         promise: Figures that a privacy statement computes; None where the guarantee is not proved.

@@ -18,8 +18,7 @@ from rapt.local.mechanisms.certificate import Subject
 from rapt.local.mechanisms.exponential import CALIBRATED_OPTION, UNIFORM, ScoredMechanism, calibrate_scores
 from rapt.local.mechanisms.interface import MechanismKind, Option, Promise, read_number
 from rapt.local.mechanisms.laplace import replace_noisy
-from rapt.local.mechanisms.metric import PublicMetric
-from rapt.local.mechanisms.scores import Scores
+from rapt.local.mechanisms.metric import PublicMetric, Scores
 from rapt.local.mechanisms.token_tags import TAGS_OPTION, TokenTags
 from rapt.local.nearest import NearestToken
 from rapt.local.privacy_loss import PrivacyLoss, pure_loss

@@ -23,7 +23,7 @@ from threading import Condition, Thread
 from typing import Any, Final, Generic, TypeVar
 
 from rapt.errors import BusyError, RaptError, UnavailableError
-from rapt.service.backbone.gpu_memory import out_of_memory
+from rapt.service.backbone.placement import out_of_memory
 
 # A queue that is fair between tenants: deficit round robin (Shreedhar and Varghese 1995).
 #

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 from rapt.errors import UsageError
 from rapt.service.backbone.architectures import Kind, LanguageHead
-from rapt.service.backbone.code_table import find_rows
+from rapt.service.backbone.codewords import Reader, find_rows
 from rapt.service.backbone.frame import ChatFrame, Frame
 from rapt.service.backbone.injection import Sites
 from rapt.service.backbone.noise_expected import NoiseExpected
-from rapt.service.backbone.reader import Reader
 from rapt.service.backbone.steering import Steering, steered
 from rapt.wire.code_bundle import CodeBundle
 from rapt.wire.model_files import make_tokenizer
@@ -38,7 +37,7 @@ class Backbone:
     Attributes:
         model: Name of the model, as manifests have it; never a path.
         bundle: The vocabulary that users privatize with; its hash is what both sides compare.
-        architecture: `model_type`, a key of `ARCHITECTURES` or one that `laws` admits; `codes` for a codebook.
+        architecture: `model_type`, a key of `ARCHITECTURES` or one that `general` admits; `codes` for a codebook.
         kind: Kind of attention, see `Kind`.
         encoder: Module that `encode` calls, in evaluation mode, no parameter of which takes a gradient.
         decoder: The second half of an encoder-decoder, or None.

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear
 
 from rapt.service.backbone.injection import attend
-from rapt.service.backbone.recomputing import run_layer
-from rapt.service.backbone.steering import Steering
+from rapt.service.backbone.steering import Steering, run_layer
 
 if TYPE_CHECKING:  # the pass itself needs no library
     from transformers import BertModel

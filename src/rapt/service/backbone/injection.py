@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from rapt.service.backbone.library import fused_attention, linear_sizes, quiet, register_attention
-from rapt.service.backbone.recomputing import prepare_layers
-from rapt.service.backbone.steering import Steering, current_steering
+from rapt.service.backbone.steering import Steering, current_steering, prepare_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -22,13 +22,11 @@ from rapt.errors import UsageError, VocabularyError
 from rapt.public_models import find_model_folder, name_model
 from rapt.service.backbone.architectures import ALIASES, ARCHITECTURES, load_parts
 from rapt.service.backbone.backbone import Backbone, Weights
-from rapt.service.backbone.code_table import ARCHITECTURE as CODES
-from rapt.service.backbone.code_table import FRAME, CodeStates, view_as_vocabulary
+from rapt.service.backbone.codewords import ARCHITECTURE as CODES
+from rapt.service.backbone.codewords import FRAME, CodeStates, load_reader, view_as_vocabulary
 from rapt.service.backbone.frame import frame_of, read_chat_frame
-from rapt.service.backbone.general import find_table, find_window, load_general
-from rapt.service.backbone.gpu_memory import room_for
+from rapt.service.backbone.general import admit, check_weights, find_table, find_window, load_general
 from rapt.service.backbone.injection import Sites, install, install_where_it_can
-from rapt.service.backbone.laws import admit, check_weights
 from rapt.service.backbone.library import make_loading_arguments
 from rapt.service.backbone.noise_expected import read_noise_expected, read_soft_embeddings
 from rapt.service.backbone.placement import (
@@ -36,9 +34,9 @@ from rapt.service.backbone.placement import (
     choose_device,
     move_to,
     prefers_bfloat16,
+    room_for,
     spread,
 )
-from rapt.service.backbone.reader import load_reader
 from rapt.wire.code_bundle import holds_code_bundle, read_code_bundle
 from rapt.wire.model_files import hash_model
 from rapt.wire.public_states import read_public_states

@@ -1,23 +1,31 @@
-"""Additions of adapters to one forward pass, row by row: values only, nothing of a model is touched here.
+"""What one forward pass does that its model does not: additions of adapters row by row, and layers computed again.
 
 A method may add three kinds of parts: vectors at the place of word embeddings, keys and values at the attention layers,
 low-rank changes of linear layers. An adapter is a `Tuned`; a batch of them, one a row, is a `Steering`. Rows of one
-batch may carry different adapters, of different sizes and methods.
+batch may carry different adapters, of different sizes and methods. These are values only, nothing of a model is
+touched.
 
-`steered` hands a steering to the model calls of one block. It lives in a context variable, which every thread has for
-itself: a job and a request can use one model at the same time.
+*Gradient checkpointing*: of each layer only what goes into it is kept for the gradient. The rest is computed again on
+the way back, layer by layer (Chen et al. 2016). A frozen model draws nothing, so what is computed again has the same
+bits, and so has the gradient; it costs one more forward pass.
+
+Both are properties of the calls of one block in one thread, not modes of the model: they live in context variables,
+which every thread has for itself, so a job and a request can use one model at the same time. `transformers`' own switch
+for gradient checkpointing is such a mode, and works only in a model whose dropout is on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,3 +184,50 @@ def _lora_of_many(rows: Sequence[Tuned]) -> dict[str, LoraRows]:
         chosen = torch.tensor([place[id(row)] for row in rows], device=a.device)
         stacked[name] = LoraRows(a=a, b=b, pair_of_row=chosen)
     return stacked
+
+
+T = TypeVar("T")
+
+_recomputes: ContextVar[bool] = ContextVar("recomputes", default=False)
+
+
+@contextmanager
+def layers_recomputed(on: bool) -> Iterator[None]:
+    """Keep only the inputs of layers, for the gradient of the model calls of this block in this thread."""
+    token = _recomputes.set(on)
+    try:
+        yield
+    finally:
+        _recomputes.reset(token)
+
+
+def run_layer(layer: Callable[..., T], /, *inputs: object, **others: object) -> T:
+    """Return what a layer makes of its inputs, keeping those alone where `layers_recomputed` asks for it."""
+    if not (_recomputes.get() and torch.is_grad_enabled()):
+        return layer(*inputs, **others)
+    steering = current_steering()  # the way back may run in another thread, as on a GPU, and after the block
+
+    def run_again(*inputs: object) -> T:
+        with steered(steering):
+            return layer(*inputs, **others)
+
+    # No state of a generator is kept, because a frozen model draws nothing.
+    found: T = checkpoint(run_again, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return found
+
+
+def find_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers of a model by name: the members of its outermost `ModuleList`s, in each family that `laws` admits."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{layer}.") for layer in found):
+            found |= {f"{name}.{place}": layer for place, layer in enumerate(module)}
+    return found
+
+
+def prepare_layers(model: nn.Module) -> tuple[str, ...]:
+    """Let the layers of a model be recomputed; their names."""
+    layers = find_layers(model)
+    for layer in layers.values():
+        layer.forward = functools.partial(run_layer, layer.forward)
+    return tuple(layers)

@@ -23,8 +23,7 @@ from rapt.service.storage.file_rows import FileSummary
 from rapt.wire.adapter_files import AdapterCard
 from rapt.wire.code_bundle import CodeBundle, apply_center
 from rapt.wire.manifest import Manifest
-from rapt.wire.mechanism_setting import MechanismSetting
-from rapt.wire.mechanisms import KNOWN_MECHANISMS
+from rapt.wire.mechanism_setting import KNOWN_MECHANISMS, MechanismSetting
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, iterate_privatized_lines, read_bounded_lines
 from rapt.wire.vocabulary_bundle import VocabularyBundle, shorten_hash
 

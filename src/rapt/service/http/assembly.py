@@ -23,9 +23,8 @@ from rapt.service.answers.prediction import Predictor
 from rapt.service.answers.writing import Writes
 from rapt.service.backbone.architectures import ARCHITECTURES
 from rapt.service.backbone.backbone import Backbone
-from rapt.service.backbone.gpu_memory import measure_half_of_gpu, share_gpus
 from rapt.service.backbone.opening import load_served
-from rapt.service.backbone.placement import choose_device
+from rapt.service.backbone.placement import choose_device, measure_half_of_gpu, share_gpus
 from rapt.service.http.admission import Gate
 from rapt.service.http.housekeeping import Housekeeper
 from rapt.service.http.middleware import Metrics

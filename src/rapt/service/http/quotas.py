@@ -31,8 +31,7 @@ from rapt.service.http.middleware import FORM_OVERHEAD, is_upload
 from rapt.service.http.settings import Settings
 from rapt.service.http.shares import OPEN_TO_ALL, Shares, meter_of, pace, run_in_thread
 from rapt.service.storage.store import Store
-from rapt.service.storage.tenant_rows import count_room, get_tenant
-from rapt.service.storage.token_buckets import spend_tokens
+from rapt.service.storage.tenant_rows import count_room, get_tenant, spend_tokens
 
 _PREDICTIONS: Final = frozenset({"/v1/classify", "/v1/completions", "/v1/chat/completions"})
 # What is long in coming or going, and computes little meanwhile.

@@ -21,10 +21,9 @@ from rapt.service.jobs.hyperparameters import config_from_json
 from rapt.service.jobs.job_limits import JobSettings, check_cost
 from rapt.service.jobs.job_log import JobLog
 from rapt.service.jobs.run_states import STEPS_BETWEEN_RUN_STATES, RunStates, retry_while_away
-from rapt.service.storage.checkpoint_models import add_checkpoint_model
 from rapt.service.storage.file_rows import StoredFile, get_file, open_file
 from rapt.service.storage.job_rows import StoredJob
-from rapt.service.storage.job_runs import is_still_mine, others_wait, record_progress, succeed_job
+from rapt.service.storage.job_runs import add_checkpoint_model, is_still_mine, others_wait, record_progress, succeed_job
 from rapt.service.storage.store import Store
 from rapt.service.traces import log_unforeseen
 from rapt.service.tuning.tuner import Progress, TuningCancelled, TuningConfig, batches_per_epoch, tune

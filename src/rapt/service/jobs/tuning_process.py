@@ -31,8 +31,8 @@ from typing import Any, BinaryIO, Final
 import torch
 
 from rapt.service.backbone.backbone import Backbone, Weights
-from rapt.service.backbone.gpu_memory import limit_gpu_memory
 from rapt.service.backbone.opening import Precision, load_served
+from rapt.service.backbone.placement import limit_gpu_memory
 from rapt.service.jobs.job_limits import MEBIBYTE, JobLimits, JobSettings
 from rapt.service.jobs.job_run import Outcome, run_job, run_to_outcome
 from rapt.service.storage.job_rows import StoredJob

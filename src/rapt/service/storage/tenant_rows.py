@@ -1,4 +1,4 @@
-"""Tenants: their quotas, their usage, and the deletion of everything that they own."""
+"""Tenants: their quotas, their usage, tokens a minute that machines share, and the deletion of all that they own."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, Table, delete, exists, func, insert, select, update
+from sqlalchemy.dialects.postgresql import insert as insert_or_update
 
 from rapt.errors import NotFoundError, QuotaError, UsageError
 from rapt.service.storage.callers import LOCAL, OPERATOR, Caller, check_tenant_name, record
 from rapt.service.storage.database import Cursor, Page, hold_alone, read_page
 from rapt.service.storage.store import Store, discard_run_states, release
 from rapt.service.storage.tables import (
+    BUCKETS,
     COUNTERS,
     FILES,
     JOBS,
@@ -24,6 +26,7 @@ from rapt.service.storage.tables import (
     TENANTS,
     UPLOADS,
 )
+from rapt.service.storage.worker_rows import read_clock
 
 # States in which a job takes room in the queue.
 ACTIVE: Final = ("queued", "running", "paused")
@@ -345,3 +348,33 @@ def _from_row(row: Row[Any]) -> StoredTenant:
         created_at=row.created_at,
         quotas=Quotas(max_bytes=row.max_bytes, max_jobs=row.max_jobs, tokens_per_minute=row.tokens_per_minute),
     )
+
+
+def spend_tokens(store: Store, tenant: str, count: int, *, limit: int, given_back: int = 0) -> float | None:
+    """Take tokens from a tenant's bucket, which fills by `limit` in a minute and holds as many.
+
+    Args:
+        store: Store of the service, on PostgreSQL.
+        tenant: Name of the tenant.
+        count: Number of tokens, at most `limit`.
+        limit: Tokens a minute.
+        given_back: Tokens that were taken before and not used.
+
+    Returns:
+        None; or how many are missing, and then none were taken.
+    """
+    now = read_clock()
+    filled = func.least(limit, BUCKETS.c.level + given_back + (limit / 60.0) * (now - BUCKETS.c.at))
+    take = (
+        insert_or_update(BUCKETS)
+        .values(tenant=tenant, level=limit - count, at=now)
+        .on_conflict_do_update(
+            index_elements=["tenant"], set_={"level": filled - count, "at": now}, where=filled >= count
+        )
+        .returning(BUCKETS.c.level)
+    )
+    with store.database.change_alone() as connection:
+        if connection.execute(take).first() is not None:
+            return None
+        level = connection.execute(select(filled).where(BUCKETS.c.tenant == tenant)).scalar()
+        return max(0.0, count - float(count if level is None else level))

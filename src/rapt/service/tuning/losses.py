@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from rapt.service.adapter.methods import METHODS
 from rapt.service.adapter.task_head import pool_text
 from rapt.service.backbone.backbone import Backbone
+from rapt.service.backbone.codewords import Reader
 from rapt.service.backbone.layout import Layout, encode_with_prompts
 from rapt.service.backbone.placement import send
-from rapt.service.backbone.reader import Reader
 from rapt.service.backbone.steering import Steering, Tuned, steer
 from rapt.service.tuning.tasks import TASKS
 from rapt.service.tuning.tuning_config import TuningConfig

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from rapt.errors import TuningError
 from rapt.service.adapter.adapter import Adapter
 from rapt.service.backbone.backbone import Backbone
-from rapt.service.backbone.gpu_memory import out_of_memory
-from rapt.service.backbone.recomputing import layers_recomputed
+from rapt.service.backbone.placement import out_of_memory
+from rapt.service.backbone.steering import layers_recomputed
 from rapt.service.tuning.losses import Tuning
 from rapt.service.tuning.processes import ALONE, Processes
 from rapt.service.tuning.result import Best, Progress, adapter_of, evaluate

@@ -12,8 +12,15 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from rapt.service.adapter.methods.initialization import initial_vectors, linear, uniform_
-from rapt.service.adapter.methods.method import PROMPT_OPTIONS, Method, MethodSettings, network_options
+from rapt.service.adapter.methods.method import (
+    PROMPT_OPTIONS,
+    Method,
+    MethodSettings,
+    initial_vectors,
+    linear,
+    network_options,
+    uniform_,
+)
 from rapt.service.adapter.methods.prompt_tuning import PROMPT_FORM
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.steering import Tuned

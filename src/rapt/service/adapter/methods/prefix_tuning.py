@@ -17,8 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from rapt.errors import TuningError, WireError
-from rapt.service.adapter.methods.initialization import initial_tokens, initial_vectors, linear
-from rapt.service.adapter.methods.method import PROMPT_OPTIONS, Form, Method, MethodSettings, Shape, network_options
+from rapt.service.adapter.methods.method import (
+    PROMPT_OPTIONS,
+    Form,
+    Method,
+    MethodSettings,
+    Shape,
+    initial_tokens,
+    initial_vectors,
+    linear,
+    network_options,
+)
 from rapt.service.adapter.methods.prompt_tuning import PROMPT
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.injection import Sites, keys_and_values

@@ -7,8 +7,7 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-from rapt.service.adapter.methods.initialization import initial_vectors
-from rapt.service.adapter.methods.method import PROMPT_OPTIONS, Form, Method, Shape
+from rapt.service.adapter.methods.method import PROMPT_OPTIONS, Form, Method, Shape, initial_vectors
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.steering import Tuned
 from rapt.wire.adapter_files import AdapterCard

@@ -21,7 +21,6 @@ from rapt.service.http.schemas import CheckpointObject, EventObject, JobError, J
 from rapt.service.jobs.hyperparameters import check_run, method_to_json, resolve_config
 from rapt.service.jobs.job_checks import check_job, choose_backbone
 from rapt.service.storage.callers import mark_repeatable
-from rapt.service.storage.checkpoint_models import list_checkpoint_models, make_checkpoint_id
 from rapt.service.storage.file_rows import get_file
 from rapt.service.storage.job_rows import (
     StoredEvent,
@@ -34,7 +33,7 @@ from rapt.service.storage.job_rows import (
     pause_job,
     resume_job,
 )
-from rapt.service.storage.job_runs import MODEL_NOT_SERVED
+from rapt.service.storage.job_runs import MODEL_NOT_SERVED, list_checkpoint_models, make_checkpoint_id
 from rapt.service.storage.model_rows import StoredModel
 
 _MOST_PAIRS: Final = 16

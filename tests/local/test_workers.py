@@ -17,7 +17,7 @@ from rapt.local.mechanisms.interface import share_memory
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import insecure_stream, secure_stream
 from rapt.local.records import Chunk, ChunkSetting, SourceItem, cut_into_chunks
-from rapt.local.worker_processes import privatize_in_processes, receive_shared, shared
+from rapt.local.workers import privatize_in_processes, receive_shared, shared
 from rapt.wire.manifest import NO_PLAIN_TOKENS, LabelPrivacy
 from rapt.wire.privatized_file import read_privatized_file
 from toy_vocabularies import toy_vocabulary, toy_word

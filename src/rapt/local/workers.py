@@ -1,11 +1,11 @@
-"""Worker processes that privatize chunks, with random streams of their own.
+"""Workers that privatize chunks of a corpus: processes of this machine, or tasks of a Ray cluster.
 
-A worker makes its stream itself, from the operating system's entropy; with an insecure seed, from the seed and its
-place. No generator is ever copied into a worker, where it would repeat the noise of another. Results come in the order
-of the source. A worker computes on one thread, because the workers together take the processors.
+A worker process makes its stream itself, from the operating system's entropy; with an insecure seed, from the seed and
+its place. No generator is ever copied into a worker, where it would repeat the noise of another. Results come in the
+order of the source. A worker computes on one thread, because the workers together take the processors.
 
 Workers draw, which is what takes time, and always have a chunk waiting. What is left for this process is to read, to
-account for what is drawn, and to write: it shares the processors with them.
+look up in the ledger, to account for what is drawn, and to write, in the order of the source.
 
 *Shared arrays.* The workers share the large arrays of the setting. A vocabulary's table is 47 MB for MiniLM and
 gigabytes for a Llama. Pickled into a pipe, every worker would hold one of its own. Arrays that are read-only, as tables
@@ -15,6 +15,13 @@ everything does.
 
 The setting is pickled, which is right here and nowhere else: both ends are this program, and the pipe between them is
 one that a parent opened to its child. Nothing that came from outside is ever unpickled.
+
+*On a cluster* a block is what one task draws. Its stream follows from a key of the run and the position of its first
+record, so a task whose worker or node was killed, before or after it had drawn, gives the same bytes wherever it is
+tried again. (Nodes must compute alike: another kind of processor may round another way, and a rounded tie can fall
+otherwise.) A block is released once, when its lines are written, whatever happened to its task. The key is drawn for
+the run, travels to the nodes with the setting, and is written nowhere by rapt. A run that goes on after a kill has
+another one: what was written stays, and the rest, which never left, is drawn anew.
 """
 
 from __future__ import annotations
@@ -22,12 +29,13 @@ from __future__ import annotations
 import mmap
 import os
 import pickle
+import secrets
 import signal
 import sys
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -38,8 +46,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from rapt.cluster import Cluster
 from rapt.errors import CorpusError, RaptError
-from rapt.local.randomness import worker_stream
+from rapt.local.randomness import block_stream, worker_stream
 from rapt.local.records import Chunk, ChunkSetting, privatize_records
 from rapt.wire.privatized_file import PrivatizedRecord
 
@@ -254,3 +263,43 @@ def _one_thread() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@dataclass(frozen=True)
+class BlockSetting:
+    """Setting of every block, on whichever node.
+
+    Attributes:
+        chunk: Privatization of the records.
+        key: Secret key of the streams, 32 bytes.
+    """
+
+    chunk: ChunkSetting
+    key: bytes = field(repr=False)
+
+
+def privatize_on_cluster(
+    chunks: Iterator[Chunk], setting: ChunkSetting, *, cluster: Cluster, key: bytes | None = None
+) -> Generator[list[PrivatizedRecord], None, None]:
+    """The records of each chunk, in order, drawn by tasks of a cluster.
+
+    Args:
+        chunks: Taken as cores become free.
+        setting: Privatization of each chunk.
+        cluster: Cluster that was joined; every node of it must be trusted as this machine is.
+        key: Key of the streams, 32 bytes, never used before; None draws one.
+
+    Raises:
+        ClusterError: The reasons of `Cluster.run`.
+        CorpusError: The reasons of `privatize_records`.
+        UsageError: The reasons of `privatize_records`.
+    """
+    given = BlockSetting(setting, secrets.token_bytes(32) if key is None else key)
+    for _, records in cluster.run(draw_block, chunks, setting=given, in_order=True):
+        yield records
+
+
+def draw_block(setting: BlockSetting, chunk: Chunk) -> list[PrivatizedRecord]:
+    """The records of one chunk: the same whenever and wherever they are drawn."""
+    stream = block_stream(setting.chunk.manifest.randomness, key=setting.key, position=chunk.position)
+    return privatize_records(chunk, setting.chunk, stream=stream)
