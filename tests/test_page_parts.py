@@ -8,7 +8,7 @@ import pytest
 
 from rapt.own_page.routes import ASSETS as OWN
 from rapt.page_parts import ENTRY, SHARED, read_contents
-from rapt.service.page.assets import ASSETS as OF_SERVICE
+from rapt.service.page import ASSETS as OF_SERVICE
 from rapt.severity import PALETTE
 
 PAGES = {"rapt.own_page": OWN, "rapt.service.page": OF_SERVICE}

@@ -6,10 +6,8 @@ import pytest
 import torch
 
 from closeness import assert_close
-from rapt.denoise.model_folder import check_source, save_denoised
 from rapt.denoise.plan import PublicTexts, WarmUpPlan
-from rapt.denoise.student import Student
-from rapt.denoise.warm_up import warm_up
+from rapt.denoise.warm_up import Student, check_source, save_denoised, warm_up
 from rapt.errors import UsageError
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.backbone.architectures import ARCHITECTURES

@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from rapt.denoise.model_folder import check_target, save_denoised
 from rapt.denoise.plan import LEAST_TEXTS, WINDOW, WarmUpPlan, read_public_texts
-from rapt.denoise.student import Student
-from rapt.denoise.warm_up import privatize, warm_up
+from rapt.denoise.warm_up import Student, check_target, privatize, save_denoised, warm_up
 from rapt.errors import CorpusError, UsageError
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.vocabulary import load_vocabulary

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from rapt.compare.plan import digest_weights
-from rapt.denoise.model_folder import save_denoised
 from rapt.denoise.plan import WarmUpPlan, read_public_texts
 from rapt.denoise.soft_embeddings import (
     SoftEmbeddings,
@@ -15,8 +14,7 @@ from rapt.denoise.soft_embeddings import (
     load_soft_embeddings,
     soft_embeddings,
 )
-from rapt.denoise.student import Student
-from rapt.denoise.warm_up import warm_up
+from rapt.denoise.warm_up import Student, save_denoised, warm_up
 from rapt.errors import UsageError, VocabularyError
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.vocabulary import load_vocabulary

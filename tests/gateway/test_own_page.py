@@ -1,5 +1,7 @@
 """The page on the user's machine, asked over HTTP: who may ask, what it shows, what it counts, and what leaves."""
 
+from __future__ import annotations
+
 import json
 import math
 
@@ -7,13 +9,16 @@ import pytest
 
 from code_material import code_privatizer
 from http_requests import done_job, open_client, upload
+from page_figures import FIGURES, RESULTS, write_figures
 from rapt.local.codes.text_statement import bound_guess
 from rapt.local.policy.policy import Policy
 from rapt.local.policy.policy_privatizer import PolicyPrivatizer
 from rapt.local.randomness import secure_stream
 from rapt.local.vocabulary import load_vocabulary
+from rapt.own_page.described import find_figures
 from rapt.own_page.looking import look_at_code, look_at_tokens, set_strength
 from rapt.own_page.routes import OPEN_PATHS
+from rapt.public_models import PUBLIC_CODES, PUBLIC_MODELS
 from rapt.severity import Severity, weigh_attack
 from rapt.wire.privatized_file import read_privatized_lines
 from running_gateway import KEY, running_gateway, token_privatizer, training_setting
@@ -282,3 +287,23 @@ def test_a_look_under_a_policy_shows_the_rewritten_text_and_remembers_no_name(pr
     assert words.startswith("seeticket-")
     assert "zeppelin" not in words
     assert (len(policy.names), (tmp_path / "names.map").exists()) == (0, False)
+
+
+def test_the_figures_of_the_page_follow_from_the_kept_lines():
+    assert FIGURES.read_text(encoding="utf-8") == write_figures()
+
+
+def test_each_figure_has_its_n_its_interval_and_its_lines_and_57_of_100_is_bad():
+    found = [
+        find_figures(PUBLIC_MODELS["minilm"].vocabulary, "laplace"),
+        find_figures(PUBLIC_CODES["minilm-codes"], "subset"),
+    ]
+    for known in found:
+        assert all((RESULTS / name).is_file() for name in known["lines"])
+        for point in known["points"]:
+            for one in (point["named"], *point["right"]):
+                assert 0 <= one["low"] <= one["value"] <= one["high"] <= 1
+                assert one["n"] > 0
+    assert {point["at"]: point["named"]["severity"] for point in found[0]["points"]}[75.0] is Severity.BAD
+    assert find_figures(PUBLIC_MODELS["minilm"].vocabulary, "exponential") is None
+    assert find_figures("sha256:" + "0" * 64, "laplace") is None

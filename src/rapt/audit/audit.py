@@ -13,9 +13,7 @@ from rapt.audit.attacks.desk import Desk
 from rapt.audit.channels import explain_unknown_channel
 from rapt.audit.intervals import Share
 from rapt.audit.judge.detail import Detail, score_in_detail
-from rapt.audit.judge.keywords import KeywordResult
-from rapt.audit.judge.linkage import LinkageResult
-from rapt.audit.judge.repetition import RepetitionResult
+from rapt.audit.judge.questions import KeywordResult, LinkageResult, RepetitionResult
 from rapt.audit.judge.scoring import (
     ContextFreeBound,
     TokenScore,

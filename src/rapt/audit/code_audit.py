@@ -16,12 +16,13 @@ import numpy as np
 from rapt.audit.audit import Skipped
 from rapt.audit.codes.authors import Linking
 from rapt.audit.codes.desk import CodeDesk, Originals
-from rapt.audit.codes.fit import Fit, compare_with_channel
 from rapt.audit.codes.naming import (
     CANDIDATES,
+    Fit,
     Naming,
     breaks_bound,
     choose_texts,
+    compare_with_channel,
     measure_bits,
     name_repeated,
     name_texts,

@@ -14,19 +14,21 @@ import numpy as np
 
 from rapt.audit.attacks import KEYWORDS, LINKAGE, REPETITION
 from rapt.audit.attacks.desk import Desk
-from rapt.audit.attacks.keywords import flag_words
-from rapt.audit.attacks.linkage import link_texts
-from rapt.audit.attacks.repetition import name_aligned, name_repeated
+from rapt.audit.attacks.questions import flag_words, link_texts, name_aligned, name_repeated
 from rapt.audit.channels import explain_missing_pairs
-from rapt.audit.judge.keywords import KeywordResult, score_keywords
-from rapt.audit.judge.linkage import MOST_TOKENS, LinkageResult, line_up, score_linkage
-from rapt.audit.judge.repetition import (
+from rapt.audit.judge.questions import (
+    MOST_LINKED_TOKENS,
     RELEASES,
+    KeywordResult,
+    LinkageResult,
     RepeatedWords,
     RepetitionResult,
     choose_repeating_records,
     draw_words,
+    line_up,
     score_fresh,
+    score_keywords,
+    score_linkage,
     score_repeated,
 )
 from rapt.audit.telling_words import make_word_list
@@ -61,7 +63,7 @@ def _link(desk: Desk, truth: Truth, words: Words) -> LinkageResult:
     view = desk.view
     lineup, answers = line_up(view, truth, seed=desk.seed)
     # Numbered through the records: the part that is attacked keeps the answers of its texts.
-    part, its_truth = sample_records(view, truth, tokens=MOST_TOKENS, seed=desk.seed)
+    part, its_truth = sample_records(view, truth, tokens=MOST_LINKED_TOKENS, seed=desk.seed)
     if len(part.records) < len(view.records):
         assert its_truth.records is not None  # a part knows which records it holds
         places = its_truth.records if truth.records is None else np.searchsorted(truth.records, its_truth.records)

@@ -169,9 +169,9 @@ def link_among(view: AdversaryView, truth: Truth, others: Sequence[NDArray[np.in
         others: Further candidates; those of the first `LINKED` are taken that are not there yet.
     """
     from rapt.audit.attacks.desk import Desk
-    from rapt.audit.attacks.linkage import link_texts
+    from rapt.audit.attacks.questions import link_texts
     from rapt.audit.channels import explain_unknown_channel
-    from rapt.audit.judge.linkage import score_linkage
+    from rapt.audit.judge.questions import score_linkage
     from rapt.audit.view import Lineup
 
     if explain_unknown_channel(view.manifest.mechanism, view.bundle) is not None:

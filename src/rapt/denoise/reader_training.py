@@ -26,9 +26,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rapt.denoise.model_folder import check_target
 from rapt.denoise.plan import LEAST_TEXTS, MOST_HELD_OUT, SHORTEST, WINDOW
-from rapt.denoise.warm_up import RISE, draw_batches
+from rapt.denoise.warm_up import RISE, check_target, draw_batches
 from rapt.errors import CorpusError, UsageError, VocabularyError
 from rapt.local.codes.encoder import read_encoder
 from rapt.local.codes.subset import SubsetMechanism, make_subset

@@ -1,10 +1,16 @@
-"""Statements and ledgers as plain values, which the page shows."""
+"""Statements, ledgers and figures that were measured before, as plain values, which the page shows.
+
+A figure is found by the vocabulary or code and the mechanism that it holds for, and no other.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from functools import cache
+from importlib.resources import files
+from typing import Any, Final
 
 from rapt.local.codes.text_statement import TextStatement
 from rapt.local.ledger_report import LedgerSummary
@@ -94,3 +100,30 @@ def _name_mechanism(setting: Mapping[str, Any]) -> str:
     letters = {"eta": "η", "epsilon": "ε"}
     said = ", ".join(f"{letter} = {parameters[name]:g}" for name, letter in letters.items() if name in parameters)
     return f"{stated['name']}, {said}"
+
+
+# Written by tests/page_figures.py from the kept lines of docs/results.
+_FILE: Final = "figures.json"
+
+
+def find_figures(vocabulary_hash: str, mechanism: str) -> dict[str, Any] | None:
+    """Return the figures of a setting at every strength that was measured, each with its severity; None where none is.
+
+    Args:
+        vocabulary_hash: Hash of the vocabulary, or of the code.
+        mechanism: Name of the mechanism.
+    """
+    for known in _read_figures():
+        if (known["hash"], known["mechanism"]) == (vocabulary_hash, mechanism):
+            return known
+    return None
+
+
+@cache
+def _read_figures() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((files(__package__) / _FILE).read_text(encoding="utf-8"))
+    for known in found:
+        for point in known["points"]:
+            named = point["named"]
+            named["severity"] = weigh_attack(named["value"], blind=named["blind"])
+    return found

@@ -32,9 +32,8 @@ from rapt.local.in_memory import state_manifest
 from rapt.local.ledger_report import summarize_ledger
 from rapt.local.policy.policy_privatizer import PolicyPrivatizer
 from rapt.local.randomness import secure_stream
-from rapt.own_page.described import describe_ledger, describe_statement
+from rapt.own_page.described import describe_ledger, describe_statement, find_figures
 from rapt.own_page.dropped_files import MOST_BYTES, DroppedFile, list_columns, privatize_dropped
-from rapt.own_page.figures import find_figures
 from rapt.own_page.home_answers import HomeAnswers
 from rapt.own_page.looking import check_text, look_at_code, look_at_tokens, set_strength
 from rapt.page_parts import ENTRY, HEADERS, list_assets, list_paths, read_contents

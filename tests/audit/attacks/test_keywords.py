@@ -5,9 +5,9 @@ import pytest
 
 from audit_material import privatized_view, public_of, scattered_vocabulary, view_of, zipf_prior
 from rapt.audit.attacks.desk import Desk
-from rapt.audit.attacks.keywords import flag_words
+from rapt.audit.attacks.questions import flag_words
 from rapt.audit.audit import audit_view
-from rapt.audit.judge.keywords import score_keywords
+from rapt.audit.judge.questions import score_keywords
 from rapt.audit.telling_words import SURE, TELLING_WORDS, WordList, make_word_list
 from rapt.errors import AuditError
 from rapt.local.mechanisms import make_mechanism

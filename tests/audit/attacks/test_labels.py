@@ -8,7 +8,7 @@ import pytest
 from audit_material import RECORD, markov_chain, markov_texts, privatized_view, public_of, scattered_vocabulary
 from rapt.audit.attacks import ATTACKS
 from rapt.audit.attacks.desk import Desk
-from rapt.audit.attacks.labels import explain_missing_labels, read_with_labels
+from rapt.audit.attacks.direct import explain_missing_labels, read_with_labels
 from rapt.audit.audit import audit_view
 from rapt.audit.judge.scoring import score_guess
 from rapt.audit.truth import lend_texts

@@ -5,9 +5,9 @@ import pytest
 
 from audit_material import privatized_view, public_of, scattered_vocabulary, several_texts_view
 from rapt.audit.attacks.desk import Desk
-from rapt.audit.attacks.linkage import link_texts
+from rapt.audit.attacks.questions import link_texts
 from rapt.audit.audit import audit_view
-from rapt.audit.judge.linkage import line_up, score_linkage
+from rapt.audit.judge.questions import line_up, score_linkage
 from rapt.audit.view import Lineup
 from rapt.local.mechanisms import make_mechanism
 
@@ -98,7 +98,7 @@ def test_equal_texts_are_one_candidate_and_a_text_without_tokens_is_not_counted(
 
 
 def test_an_audit_of_a_part_keeps_each_text_with_its_answer(vocabulary, monkeypatch):
-    monkeypatch.setattr("rapt.audit.questions.MOST_TOKENS", 100)
+    monkeypatch.setattr("rapt.audit.questions.MOST_LINKED_TOKENS", 100)
     view, truth = attacked(vocabulary, eta=200.0)
     found = audit_view(view, truth, attacks=["embedding_inversion", "linkage"]).linkage
     assert (found.first.n, found.first.value) == (10, 1.0)

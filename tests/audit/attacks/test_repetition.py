@@ -8,10 +8,10 @@ from scipy import stats
 
 from audit_material import privatized_view, public_of, scattered_vocabulary, several_texts_view, view_of, zipf_prior
 from rapt.audit.attacks.desk import Desk
-from rapt.audit.attacks.repetition import name_aligned, name_repeated
+from rapt.audit.attacks.questions import name_aligned, name_repeated
 from rapt.audit.audit import audit_view
 from rapt.audit.intervals import independent_share
-from rapt.audit.judge.repetition import count_repeats, score_repeated
+from rapt.audit.judge.questions import count_repeats, score_repeated
 from rapt.local.mechanisms import make_mechanism
 from significance import ALPHA
 from toy_vocabularies import toy_vocabulary

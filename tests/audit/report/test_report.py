@@ -14,9 +14,14 @@ from rapt.audit.audit import audit_view
 from rapt.audit.formal import FormalSide, LargestSlope, LossCurve, SpentBound
 from rapt.audit.intervals import independent_share
 from rapt.audit.judge.detail import Group
-from rapt.audit.judge.keywords import FlaggedWords, KeywordResult
-from rapt.audit.judge.linkage import LinkageResult
-from rapt.audit.judge.repetition import ReleasedWords, RepeatedWords, RepetitionResult
+from rapt.audit.judge.questions import (
+    FlaggedWords,
+    KeywordResult,
+    LinkageResult,
+    ReleasedWords,
+    RepeatedWords,
+    RepetitionResult,
+)
 from rapt.audit.kept_results import from_json
 from rapt.audit.known_plaintext import KnownPlaintext, SharedNoise
 from rapt.audit.program_audit import Fit

@@ -19,7 +19,7 @@ from rapt.errors import (
     UnavailableError,
     UsageError,
 )
-from rapt.local.client import ServiceClient, connection, downloads
+from rapt.local.client import ServiceClient, connection, model_steps
 from running_service import running_service
 
 
@@ -170,7 +170,7 @@ def test_a_file_is_uploaded_once(client, service, path):
 @pytest.mark.parametrize("status", [200, 400])
 def test_an_endless_answer_is_not_read_to_its_end(kind, status, monkeypatch, tmp_path):
     monkeypatch.setattr(connection, "_MOST_JSON", 2**20)
-    monkeypatch.setattr(downloads, "_MOST_OF_A_DESCRIPTION", 2**20)
+    monkeypatch.setattr(model_steps, "_MOST_OF_A_DESCRIPTION", 2**20)
     with answering(lambda path, body: (status, {}, endless()), kind=kind) as connected:
         for ask in (connected.models, lambda: connected.vocabulary("bert-tiny", tmp_path / "mine")):
             with pytest.raises(ServiceError, match="at most 1,048,576 bytes"):

@@ -6,7 +6,7 @@ import pytest
 
 from http_requests import error_of, open_client
 from rapt.page_parts import ENTRY
-from rapt.service.page.assets import ASSETS, PAGE_PATHS, contents
+from rapt.service.page import ASSETS, PAGE_PATHS, contents
 from running_service import running_service
 
 TEXTS = {name: content.decode() for name, content in contents().items()}

@@ -15,8 +15,13 @@ from types import MappingProxyType
 from typing import Final, Literal, Protocol
 
 from rapt.audit.attacks.desk import Desk, Progress
-from rapt.audit.attacks.direct import contextual, embedding_inversion, guess_by_bayes
-from rapt.audit.attacks.labels import explain_missing_labels, read_with_labels
+from rapt.audit.attacks.direct import (
+    contextual,
+    embedding_inversion,
+    explain_missing_labels,
+    guess_by_bayes,
+    read_with_labels,
+)
 from rapt.audit.attacks.learned import (
     classify_candidates,
     learned_denoiser,

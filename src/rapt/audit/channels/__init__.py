@@ -14,10 +14,9 @@ from typing import Final, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.audit.channels.counted import count_channel
+from rapt.audit.channels.counted import count_channel, estimate_ranked_channel
 from rapt.audit.channels.estimate import SOURCES, ChannelEstimate, ChannelQuestion
 from rapt.audit.channels.laplace import compute_rough_log_channel, estimate_laplace_channel
-from rapt.audit.channels.ranked import estimate_ranked_channel
 from rapt.errors import AuditError, MechanismError
 from rapt.local.mechanisms import ClosedChannel, find_space, remake_mechanism
 from rapt.local.vocabulary import Vocabulary

@@ -11,9 +11,7 @@ from typing import Final
 from rapt.audit.attributes import AttributeResult
 from rapt.audit.audit import AuditReport
 from rapt.audit.intervals import Share
-from rapt.audit.judge.keywords import OF_TOKENS, KeywordResult
-from rapt.audit.judge.linkage import LinkageResult
-from rapt.audit.judge.repetition import RECORDS, RepetitionResult
+from rapt.audit.judge.questions import OF_TOKENS, RECORDS, KeywordResult, LinkageResult, RepetitionResult
 from rapt.severity import NEAR_CHANCE, Severity, find_worst, weigh_attack
 
 _NOT_ATTACKED: Final = (

@@ -14,7 +14,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 import httpx2
 
 from rapt.arguments import check_arguments
-from rapt.local.client import answer_steps, downloads, file_steps, job_steps, model_steps, pool_steps
+from rapt.local.client import answer_steps, file_steps, job_steps, model_steps, pool_steps
 from rapt.local.client.connection import Connection, Http
 from rapt.local.client.objects import JobInfo, Prediction
 from rapt.local.client.steps import Steps, take_steps, take_steps_async
@@ -148,9 +148,9 @@ class ServiceClient(_Client[httpx2.Client]):
     model = _waiting(model_steps.get_model)
     base_model = _waiting(model_steps.choose_base_model)
     delete_model = _waiting(model_steps.delete_model)
-    vocabulary = _waiting(downloads.fetch_vocabulary)
-    codebook = _waiting(downloads.fetch_codebook)
-    adapter = _waiting(downloads.fetch_adapter)
+    vocabulary = _waiting(model_steps.fetch_vocabulary)
+    codebook = _waiting(model_steps.fetch_codebook)
+    adapter = _waiting(model_steps.fetch_adapter)
     import_adapter = _waiting(model_steps.import_adapter)
 
     open_pool = _waiting(pool_steps.open_pool)
@@ -214,9 +214,9 @@ class AsyncServiceClient(_Client[httpx2.AsyncClient]):
     model = _awaiting(model_steps.get_model)
     base_model = _awaiting(model_steps.choose_base_model)
     delete_model = _awaiting(model_steps.delete_model)
-    vocabulary = _awaiting(downloads.fetch_vocabulary)
-    codebook = _awaiting(downloads.fetch_codebook)
-    adapter = _awaiting(downloads.fetch_adapter)
+    vocabulary = _awaiting(model_steps.fetch_vocabulary)
+    codebook = _awaiting(model_steps.fetch_codebook)
+    adapter = _awaiting(model_steps.fetch_adapter)
     import_adapter = _awaiting(model_steps.import_adapter)
 
     open_pool = _awaiting(pool_steps.open_pool)

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Hashable
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 from typing import Final, Literal, Protocol, TypeVar
@@ -24,6 +24,7 @@ from rapt.errors import UnavailableError
 from rapt.service.answers.batching import TENANT_SHARE, BatchLimits, FairQueue, require_room, running_mean, told
 from rapt.service.answers.decoding import DecodingBatch
 from rapt.service.answers.generation import Choice, GenerationRow, check_generation
+from rapt.service.answers.prediction import Predictor
 from rapt.service.answers.rows import SHORT_PREFIX, cut_into_passes, size_class
 from rapt.service.backbone.backbone import Backbone
 
@@ -367,3 +368,24 @@ def _tell(text: Text, written: Written) -> bool:
     with suppress(Exception):  # whoever listened is gone: its loop is closed
         return text.tell(written) is True
     return True
+
+
+@contextmanager
+def compute_answers(
+    backbones: Mapping[str, Backbone], *, limits: BatchLimits
+) -> Iterator[tuple[dict[str, Predictor], dict[str, Writer]]]:
+    """The predictors and writers of backbones by name, whose threads compute until the end of the block."""
+    with ExitStack() as closing:
+        predictors: dict[str, Predictor] = {}
+        writers: dict[str, Writer] = {}
+        readers: dict[int, Predictor] = {}  # by the encoder that they share with a model of tokens
+        for name, backbone in sorted(backbones.items(), key=lambda item: item[1].reader is None):
+            beside = readers.get(id(backbone.encoder)) if backbone.reader is None else None
+            predictors[name] = Predictor(backbone, limits=limits, beside=beside)
+            if backbone.reader is not None:
+                readers.setdefault(id(backbone.encoder), predictors[name])
+            closing.callback(predictors[name].close)
+            if backbone.kind != "encoder":
+                writers[name] = Writer(backbone, limits=limits)
+                closing.callback(writers[name].close)
+        yield predictors, writers

@@ -17,10 +17,9 @@ from tokenizers import Tokenizer
 from rapt.errors import NotFoundError, UsageError
 from rapt.service.adapter.adapter_cache import AdapterCache
 from rapt.service.answers.batching import BatchLimits
-from rapt.service.answers.computing import compute_answers
 from rapt.service.answers.decoding import check_cached_writing
 from rapt.service.answers.prediction import Predictor
-from rapt.service.answers.writing import Writes
+from rapt.service.answers.writing import Writes, compute_answers
 from rapt.service.backbone.architectures import ARCHITECTURES
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.opening import load_served

@@ -21,7 +21,7 @@ from rapt.errors import AccessError, ForbiddenError
 from rapt.service.http.http_errors import answer_error
 from rapt.service.http.settings import Settings
 from rapt.service.http.shares import run_in_thread
-from rapt.service.page.assets import PAGE_PATHS
+from rapt.service.page import PAGE_PATHS
 from rapt.service.storage.callers import DEVELOPER, LOCAL, Caller
 from rapt.service.storage.database import WouldWait, at_hand_only
 from rapt.service.storage.key_rows import find_holder, has_keys

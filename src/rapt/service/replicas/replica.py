@@ -21,9 +21,8 @@ from rapt.errors import RaptError, VocabularyError
 from rapt.service.adapter.adapter import Adapter, adapter_from_files
 from rapt.service.adapter.adapter_cache import AdapterCache
 from rapt.service.answers.batching import BatchLimits
-from rapt.service.answers.computing import compute_answers
 from rapt.service.answers.prediction import Answer
-from rapt.service.answers.writing import Written
+from rapt.service.answers.writing import Written, compute_answers
 from rapt.service.backbone.opening import check_model_files, load_served
 from rapt.service.jobs.job_run import Outcome
 from rapt.service.jobs.tuning_process import ChildSettings, TuningProcess, name_run

@@ -20,7 +20,7 @@ from rapt.page_parts import ENTRY, HEADERS
 from rapt.service.http.assembly import Service, locate_vocabulary
 from rapt.service.http.bodies import BodyRoute
 from rapt.service.http.parameters import NOT_MODIFIED, CallerOf, IfNoneMatch, is_current
-from rapt.service.page.assets import ASSETS, contents
+from rapt.service.page import ASSETS, contents
 from rapt.service.storage.callers import Caller
 from rapt.service.storage.model_rows import get_model
 

@@ -1,4 +1,18 @@
-"""Words that come back: their releases are found in a file, laid on top of each other, and named together.
+"""Attacks that name something else than the token of each place: a whole text, a word that comes back, a telling word.
+
+**Which text it is** (`link_texts`), by Bayes over whole texts. The number of tokens is sent in clear, so the candidates
+of a privatized text y are the texts x of its length, each as likely. The attacker names the one with the largest sum of
+log P(y_i | x_i). With an exact channel no attacker who holds these texts, and nothing else, does better. Source: Bayes'
+rule; record linkage as a measure of disclosure goes back to Domingo-Ferrer and Torra, 2001.
+
+**Which telling words stand there** (`flag_words`): an attacker with a list of them asks for no others. For each place
+there is a probability that a word of the list stands there, given all that was seen of the text: from the channel and
+an n-gram model of the attacker's text, or from the channel and the frequencies of words without one. A word is flagged
+where that is at least `SURE`. A word of several pieces is there when every piece is and no more pieces follow; the
+probabilities of its pieces are multiplied. Where channel and model are right, at most 1 - `SURE` of the flags are false
+alarms: the mean of their probabilities is the share that is right.
+
+**Which word comes back**: its releases are found in a file, laid on top of each other, and named together.
 
 *Evidence of a column.* Some places are said to hold releases of one word x, each with probability λ, and any word of
 the language otherwise. The odds of "they hold one" against "they hold none" are the mean over x and λ of
@@ -30,8 +44,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
+from rapt.audit.attacks.beliefs import compute_beliefs, normalize_rows
 from rapt.audit.attacks.desk import Desk, Progress
+from rapt.audit.attacks.learned import without_context
 from rapt.audit.channels import compute_log_channel
+from rapt.audit.language.layout import mark_pieces
+from rapt.audit.telling_words import SURE, WordList
+from rapt.audit.view import Lineup
 from rapt.local.repeated_runs import RUN
 
 Ints = NDArray[np.int64]
@@ -293,3 +312,89 @@ def _fit_run(
         weighted = [evidence.ratio[:, seen[windows[used] + step]] @ member[used] for step in range(RUN)]
         profile = evidence.prior[:, None] + np.stack(weighted, axis=1)
     return np.flatnonzero(member > 0.5)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LinkageGuess:
+    """The candidate that is named for each text.
+
+    Attributes:
+        places: Place of the candidate in the line-up, (texts,); -1 for a text of whose length there is none.
+        probabilities: Probability that the attacker gives to it, (texts,).
+        entropies: Bits that he still lacks, (texts,): the entropy of what he believes of all candidates.
+    """
+
+    places: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+    entropies: NDArray[np.float64]
+
+
+def link_texts(desk: Desk, lineup: Lineup) -> LinkageGuess:
+    """The likeliest text of a line-up for each text of the view, among those of its length.
+
+    Raises:
+        AuditError: P(y|x) is not known for every pair of words.
+    """
+    view = desk.view
+    by_length: dict[int, NDArray[np.int64]] = {}
+    lengths = np.array([len(text) for text in lineup.contents], dtype=np.int64)
+    for length in np.unique(view.lengths[view.lengths > 0]).tolist():
+        by_length[length] = np.flatnonzero(lengths == length)
+    used = [lineup.contents[place] for places in by_length.values() for place in places]
+    places = np.full(len(view.texts), -1, dtype=np.int64)
+    probabilities = np.zeros(len(view.texts))
+    entropies = np.full(len(view.texts), np.log2(max(1, len(lineup.contents))))
+    if not used:
+        return LinkageGuess(places=places, probabilities=probabilities, entropies=entropies)
+    sources, outputs = np.unique(np.concatenate(used)), np.unique(view.observed)
+    channel = compute_log_channel(
+        view.manifest.mechanism, view.bundle, sources=sources, outputs=outputs, rng=desk.rng("linkage")
+    )
+    rows = {
+        length: np.searchsorted(sources, np.stack([lineup.contents[place] for place in found]))
+        for length, found in by_length.items()
+        if len(found)
+    }
+    for text, seen in enumerate(view.texts):
+        if len(seen) not in rows:
+            continue
+        columns = np.searchsorted(outputs, np.array(seen))
+        score = channel[rows[len(seen)], columns].sum(axis=1, dtype=np.float64)
+        best = int(score.argmax())
+        places[text] = by_length[len(seen)][best]
+        if np.isfinite(score[best]):
+            odds = np.exp(score - score[best])
+            probabilities[text] = 1 / odds.sum()
+            believed = odds[odds > 0] / odds.sum()
+            entropies[text] = max(0.0, -float((believed * np.log2(believed)).sum()))
+    return LinkageGuess(places=places, probabilities=probabilities, entropies=entropies)
+
+
+def flag_words(desk: Desk, words: WordList, *, on_progress: Progress | None = None) -> tuple[Ints, Ints]:
+    """Places that are flagged, and the word of the list that is said to begin there.
+
+    Args:
+        desk: What the attacker has.
+        words: List of words.
+        on_progress: Called with the share done.
+    """
+    lattice = desk.lattice()
+    if desk.view.public is None:
+        beliefs = normalize_rows(without_context(lattice))
+    else:
+        beliefs = compute_beliefs(desk, on_progress=on_progress)
+    best = beliefs[:, :-1].argmax(axis=1)[:, None]
+    likeliest = np.take_along_axis(lattice.candidates, best, axis=1)[:, 0]
+    chance = np.exp(np.take_along_axis(beliefs, best, axis=1)[:, 0])
+    pieces = mark_pieces(desk.view.bundle)
+    # No product is at least `SURE` unless each factor is.
+    places, numbers = words.find_uses(np.where(chance >= SURE, likeliest, -1), desk.view.lengths, pieces)
+    ends = np.cumsum(desk.view.lengths)
+    text = np.repeat(np.arange(len(desk.view.lengths)), desk.view.lengths)
+    goes_on = (np.exp(beliefs[:, :-1]) * pieces[lattice.candidates[:, :-1]]).sum(axis=1)
+    kept = []
+    for place, number in zip(places.tolist(), numbers.tolist(), strict=True):
+        end = place + len(words.words[number])
+        whole = chance[place:end].prod() * (1 - goes_on[end] if end < ends[text[place]] else 1.0)
+        kept.append(bool(whole >= SURE))
+    return places[kept], numbers[kept]

@@ -1,8 +1,14 @@
-"""How surely words are named that come back: on fresh releases of words of the text, and on the file's own.
+"""How often the right text, word or telling word is named: the scores of what is asked beside the words of a file.
 
-A word comes back where a run of `RUN` tokens around it stands in several records, or where it stands at one place from
-the beginning or the end of half of the texts. It is one word however often it comes back, and counts as named when it
-is named rightly at more than half of its places.
+**Linkage.** The attacker holds texts in clear, and the right one is among them: the true texts of the file are put
+among the public text, or the user's own texts that were lent, in random order. Equal texts are one candidate.
+
+**Repetition**, on fresh releases of words of the text, and on the file's own. A word comes back where a run of `RUN`
+tokens around it stands in several records, or where it stands at one place from the beginning or the end of half of the
+texts. It is one word however often it comes back, and counts as named when it is named rightly at more than half of its
+places.
+
+**Telling words**: how many of their uses are flagged, and how many flags are false alarms.
 """
 
 from __future__ import annotations
@@ -13,10 +19,13 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
-from rapt.audit.intervals import Share, independent_share
+from rapt.audit.intervals import LEVEL, Share, clustered_share, independent_share
+from rapt.audit.language.layout import mark_pieces
+from rapt.audit.telling_words import SURE, WordList
 from rapt.audit.truth import Truth, keep_records
-from rapt.audit.view import AdversaryView
+from rapt.audit.view import AdversaryView, Lineup
 from rapt.local.repeated_runs import LEAST_RECORDS, RUN, digest_runs
 
 Ints = NDArray[np.int64]
@@ -185,4 +194,164 @@ def score_fresh(named: Mapping[int, Ints], *, true: Ints, truth: Truth) -> tuple
     return tuple(
         ReleasedWords(releases=count, named=independent_share(guess == true), blind=blind)
         for count, guess in sorted(named.items())
+    )
+
+
+# Tokens for which false alarms are stated.
+OF_TOKENS: Final = 60_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlaggedWords:
+    """The words of one kind, or of all.
+
+    Attributes:
+        name: Name of the kind.
+        found: Share of their uses that is flagged as the word that it is; None where the text uses none.
+        false_alarms: Flags where another word stands.
+        blind: Share of the uses that is found without the file, by as many flags at random.
+    """
+
+    name: str
+    found: Share | None
+    false_alarms: int
+    blind: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeywordResult:
+    """What an attacker with a list of telling words finds.
+
+    Attributes:
+        everything: All words of the list together.
+        kinds: The same by kind.
+        listed: Words of the list.
+        tokens: Tokens that were looked through.
+        sure: Probability from which a place was flagged.
+        false_alarms: False alarms per 60,000 tokens.
+        most_false_alarms: Upper end of its 95 % interval (Garwood 1936).
+    """
+
+    everything: FlaggedWords
+    kinds: tuple[FlaggedWords, ...]
+    listed: int
+    tokens: int
+    sure: float
+    false_alarms: float
+    most_false_alarms: float
+
+    @property
+    def beats_blind(self) -> bool:
+        """Whether more uses are found than by flags at random, with the confidence of the interval."""
+        found = self.everything.found
+        return found is not None and found.low > self.everything.blind
+
+
+def score_keywords(places: Ints, numbers: Ints, *, words: WordList, view: AdversaryView, truth: Truth) -> KeywordResult:
+    """How many uses are flagged.
+
+    Args:
+        places: Places that are flagged.
+        numbers: Number of the word that is said to begin at each.
+        words: List of words.
+        view: What was looked through.
+        truth: The true tokens.
+    """
+    used_at, used = words.find_uses(truth.token_ids, view.lengths, mark_pieces(view.bundle))
+    flagged = dict(zip(places.tolist(), numbers.tolist(), strict=True))
+    hits = np.array(
+        [flagged.get(place) == number for place, number in zip(used_at.tolist(), used.tolist(), strict=True)]
+    )
+    uses = dict(zip(used_at.tolist(), used.tolist(), strict=True))
+    wrong = np.array([number for place, number in flagged.items() if uses.get(place) != number], dtype=np.int64)
+    record = np.repeat(np.arange(len(view.records)), view.record_lengths)
+    kind = np.array(words.kind, dtype=np.int64)
+    tokens = len(truth.token_ids)
+
+    def row(name: str, there: NDArray[np.bool_], false: int, flags: int) -> FlaggedWords:
+        lengths = np.bincount(record[used_at[there]], minlength=1)
+        found = clustered_share(hits.astype(bool)[there], lengths)
+        return FlaggedWords(name=name, found=found, false_alarms=false, blind=flags / tokens)
+
+    everything = row("all", np.ones(len(used), dtype=bool), len(wrong), len(places))
+    kinds = tuple(
+        row(name, kind[used] == place, int((kind[wrong] == place).sum()), int((kind[numbers] == place).sum()))
+        for place, name in enumerate(words.kinds)
+    )
+    most = float(stats.chi2.ppf((1 + LEVEL) / 2, 2 * (len(wrong) + 1))) / 2
+    return KeywordResult(
+        everything=everything,
+        kinds=kinds,
+        listed=len(words.words),
+        tokens=tokens,
+        sure=SURE,
+        false_alarms=OF_TOKENS * len(wrong) / tokens,
+        most_false_alarms=OF_TOKENS * most / tokens,
+    )
+
+
+# Candidates, at most; the texts that are attacked are always among them.
+MOST_CANDIDATES: Final = 20_000
+# Texts that are attacked, at most, in whole records.
+MOST_LINKED_TOKENS: Final = 4_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkageResult:
+    """Success at recognizing a privatized text among texts in clear.
+
+    Attributes:
+        first: Share of the texts for which the attacker names the right one, each text counted by itself.
+        candidates: Different texts in clear.
+        chance: Share that is right by length alone: a random candidate of the same length.
+        blind: Share that is right without the file: a random candidate.
+        believed: Mean probability that the attacker gives to the text he names; if far above `first`, he errs.
+    """
+
+    first: Share
+    candidates: int
+    chance: float
+    blind: float
+    believed: float
+
+    @property
+    def beats_length(self) -> bool:
+        """Whether texts are recognized by more than their length, with the confidence of the interval."""
+        return self.first.low > self.chance
+
+
+def line_up(view: AdversaryView, truth: Truth, *, seed: int) -> tuple[Lineup, NDArray[np.int64]]:
+    """The candidates in random order, and each text's place among them, (texts,); -1 for a text without tokens."""
+    rng = np.random.default_rng([seed, 31])
+    true = [tuple(text.tolist()) for text in np.split(truth.token_ids, np.cumsum(view.lengths)[:-1])]
+    held = dict.fromkeys(text for text in true if text)
+    others = () if view.public is None else view.public.contents
+    more = dict.fromkeys(tuple(text.tolist()) for text in others)
+    extra = [text for text in more if text and text not in held]
+    room = max(0, MOST_CANDIDATES - len(held))
+    drawn = [extra[place] for place in rng.permutation(len(extra))[:room]]
+    pool = [*held, *drawn]
+    pool = [pool[place] for place in rng.permutation(len(pool))]
+    place = {text: number for number, text in enumerate(pool)}
+    answers = np.array([place.get(text, -1) for text in true], dtype=np.int64)
+    return Lineup(contents=tuple(np.array(text, dtype=np.int64) for text in pool)), answers
+
+
+def score_linkage(
+    places: NDArray[np.int64],
+    probabilities: NDArray[np.float64],
+    *,
+    lineup: Lineup,
+    answers: NDArray[np.int64],
+) -> LinkageResult:
+    """Score the named places: how often they are right, over the texts that have tokens."""
+    there = answers >= 0
+    lengths = np.array([len(text) for text in lineup.contents], dtype=np.int64)
+    alike = np.bincount(lengths)[lengths[answers[there]]]
+    return LinkageResult(
+        first=independent_share(places[there] == answers[there]),
+        candidates=len(lineup.contents),
+        chance=float((1 / alike).mean()),
+        blind=1 / len(lineup.contents),
+        believed=float(probabilities[there].mean()),
     )
