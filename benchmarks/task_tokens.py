@@ -162,6 +162,11 @@ def main():
                 **{key: round(getattr(row, key), 4) for key in ("recovered", "low", "high", "blind", "unchanged")},
                 **{key: round(getattr(row, key), 4) for key in ("linked", "linked_low", "linked_high", "bits")},
                 "candidates": row.candidates,
+                **(
+                    {key: round(getattr(row, key), 4) for key in ("label_alone", "beyond", "beyond_low", "beyond_high")}
+                    if row.beyond is not None
+                    else {}
+                ),
             }
         for arm, found in right.items():
             mean = estimate_mean(found)

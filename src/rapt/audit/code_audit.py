@@ -173,7 +173,10 @@ def audit_codes(
         public = encode_codes(encoder, originals.public, bundle=bundle) if originals.public else None
     released = np.array([record.token_ids for record in file.records], dtype=np.int64)  # (n, r)
     rng = np.random.default_rng(seed)
-    desk = CodeDesk(mechanism, encoder, codes, released, originals, public, quick=quick, seed=seed, rng=rng)
+    labels = originals.labels or tuple(record.label for record in file.records if record.label is not None)
+    desk = CodeDesk(
+        mechanism, encoder, codes, released, originals, public, labels=labels, quick=quick, seed=seed, rng=rng
+    )
     chosen = choose_texts(len(codes), rng=rng)
     skipped: list[Skipped] = []
     with narrator.meter("attacking", unit="attacks") as show_progress:

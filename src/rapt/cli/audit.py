@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rapt.audit.attributes import AttributeResult
     from rapt.audit.audit import AuditReport
     from rapt.audit.code_audit import CodeAudit
+    from rapt.audit.codes.readers import Reading
     from rapt.audit.intervals import Share
 
 # As in `rapt.audit.file_audit`, which is not loaded to print help.
@@ -388,6 +389,7 @@ def code_audit_table(found: CodeAudit) -> str:
             "",
             columns([f"read after learning from {found.learned_from}", *beside], read),
             "",
+            *_describe_label(found.strongest_reader),
             *(f"two sets of {item.codes} codes of one author: area {_area(item.area)}" for item in found.authors),
             *(
                 [
@@ -406,6 +408,17 @@ def code_audit_table(found: CodeAudit) -> str:
             *([] if found.warnings else ["nothing speaks against the stated epsilon"]),
         ]
     )
+
+
+def _describe_label(reading: Reading) -> list[str]:
+    """Describe what the label beside a code tells of its words, and what the code adds to that."""
+    if reading.label_alone is None or reading.beyond is None:
+        return []
+    value, low, high = (f"{100 * share:+.1f}" for share in reading.beyond)
+    return [
+        f"{reading.what} by the label alone, which travels beside the code: {reading.label_alone:.1%}; the "
+        f"{reading.reader} reader adds {value} points ({low} to {high}) to the better guess without a code"
+    ]
 
 
 def _most(bound: float) -> str:

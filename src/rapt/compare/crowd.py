@@ -146,10 +146,12 @@ class CrowdBench:
         code, encoder = self._need_code()
         chosen = self._join_where_one_code(texts.at(order_texts(len(texts), seed=seed)[: 2 * LINKED]))
         single = LabelledTexts(texts=chosen.texts, labels=chosen.labels, names=chosen.names)
-        # Without labels, so that no heads are tuned: what they give away is no axis of a comparison.
+        # A file without labels, so that no heads are tuned: what they give away is no axis of a comparison.
         file = self._release(single, epsilon=cell.epsilon, seed=_TRAINING + seed, labelled=False)
-        found = audit_codes(file, Originals(texts=single.texts), bundle=code, encoder=encoder, seed=seed)
+        originals = Originals(texts=single.texts, labels=single.labels)
+        found = audit_codes(file, originals, bundle=code, encoder=encoder, seed=seed)
         strongest = found.strongest_reader
+        beyond = strongest.beyond or (None, None, None)
         named = next(item for item in reversed(found.naming) if item.candidates <= LINKED)
         return AttackRow(
             setting=self.setting,
@@ -164,6 +166,10 @@ class CrowdBench:
             tokens=strongest.first.n,
             unchanged=0.0,
             blind=strongest.blind,
+            label_alone=strongest.label_alone,
+            beyond=beyond[0],
+            beyond_low=beyond[1],
+            beyond_high=beyond[2],
             linked=named.first.value,
             linked_low=named.first.low,
             linked_high=named.first.high,

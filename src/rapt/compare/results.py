@@ -77,6 +77,10 @@ class AttackRow:
         linked_high: Upper end of its interval.
         candidates: Candidates, the right one among them.
         bits: Bits that a release says about which of the candidates it is of; None where it was not asked.
+        label_alone: Share that is named by the label alone, which travels beside a code; None for tokens.
+        beyond: What a code adds to the better of `blind` and `label_alone`; None for tokens.
+        beyond_low: Lower end of its 95 % interval.
+        beyond_high: Upper end of its interval.
         policy: Whether the entity policy had rewritten the texts; shares are then of what it left of them.
     """
 
@@ -97,6 +101,10 @@ class AttackRow:
     linked_high: float | None = None
     candidates: int = 0
     bits: float | None = None
+    label_alone: float | None = None
+    beyond: float | None = None
+    beyond_low: float | None = None
+    beyond_high: float | None = None
     policy: bool = False
 
     @property

@@ -142,6 +142,10 @@ class Attack:
     linked_high: float | None = None
     candidates: int = 0
     bits: float | None = None
+    label_alone: float | None = None
+    beyond: float | None = None
+    beyond_low: float | None = None
+    beyond_high: float | None = None
     policy: bool = False
 
 

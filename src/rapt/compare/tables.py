@@ -78,7 +78,19 @@ def weigh_exposure(item: Attack) -> Severity:
 
 def list_exposures(summary: Summary, *, distances: TableDistances | None) -> list[list[str]]:
     """A header, then what each setting gives away: words, the text among others, bits of it, and the formal ε."""
-    lines = [["setting", "words read, %", "without the file", "recognized, %", "95 % interval", "among", "bits", "ε"]]
+    lines = [
+        [
+            "setting",
+            "words read, %",
+            "without the file",
+            "by the label alone",
+            "recognized, %",
+            "95 % interval",
+            "among",
+            "bits",
+            "ε",
+        ]
+    ]
     for item in summary.attacks:
         if item.linked is None or item.linked_low is None or item.linked_high is None or item.bits is None:
             continue
@@ -91,7 +103,7 @@ def list_exposures(summary: Summary, *, distances: TableDistances | None) -> lis
                 if item.eta is not None
                 else f"ε = {item.epsilon:g}",
                 f"{100 * item.recovered:.1f}",
-                "—" if item.blind is None else f"{100 * item.blind:.1f}",
+                *("—" if share is None else f"{100 * share:.1f}" for share in (item.blind, item.label_alone)),
                 f"{100 * item.linked:.1f}",
                 f"{100 * item.linked_low:.1f}–{100 * item.linked_high:.1f}",
                 f"{item.candidates:,}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -140,9 +141,40 @@ def test_words_are_judged_beside_what_is_usual():
     words = count_words(learned, asked)
     assert words.usual.tolist() == [1, 2, 3, 4, 5, 6, 9]
     lesson = Lesson(learned=(np.eye(5)[[0, 0, 0, 1]],), asked=np.eye(5)[[0, 1]])
-    found = read_words(lesson, words, reader="linear", epsilon=1.0, seed=0)
+    (found,) = read_words(lesson, words, reader="linear", epsilon=1.0, seed=0)
     assert (found.blind, found.first.value) == (0.5, 0.6)  # the first text whole, one of five of the second
     assert found.bound == pytest.approx(bound_belief(0.5, epsilon=1.0))
+    assert found.label_alone is None
+    assert found.beyond[0] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("codes_tell", [False, True])
+@pytest.mark.parametrize(("reader", "seed"), [*(("linear", seed) for seed in range(5)), ("neural", 0)])
+def test_a_code_is_judged_by_what_it_adds_to_the_label_beside_it(reader, codes_tell, seed):
+    # Ten words go with each of four labels, half of them with what a code may tell: each stands in 9 or 1 of 10 texts.
+    rng = np.random.default_rng(seed)
+    labels, told = rng.integers(4, size=1200), rng.integers(2, size=1200)
+    chances = np.full((1200, 40), 0.02)
+    for half in range(2):
+        columns = 10 * labels[:, None] + 5 * half + np.arange(5)
+        np.put_along_axis(chances, columns, np.where(told == half, 0.9, 0.1)[:, None], axis=1)
+    contents = [np.flatnonzero(row).tolist() for row in rng.random((1200, 40)) < chances]
+    seen = unit(rng.standard_normal((1200, 4)))
+    if codes_tell:
+        seen[:, 0] += np.where(told == 1, 2.0, -2.0)
+    seen = np.concatenate([seen, np.ones((1200, 1))], axis=1)
+    words, beside = count_words(contents[:800], contents[800:]), np.eye(4)[labels]
+    words = replace(words, learned_labels=beside[:800], asked_labels=beside[800:])
+    alone, both = read_words(Lesson(learned=(seen[:800],), asked=seen[800:]), words, reader=reader, epsilon=1.0, seed=0)
+    assert both.reader == f"{reader} with the label"
+    assert both.label_alone == alone.label_alone > alone.blind + 0.2
+    # Five words of a label stand in half of its texts in the mean; who knows the other half of the secret names 0.9.
+    assert both.label_alone == pytest.approx(0.5, abs=0.05)
+    if codes_tell:
+        assert both.beyond[1] > 0.15
+    else:  # codes that are drawn at random add nothing to the better guess without them
+        assert abs(both.beyond[0]) < 0.06
+        assert alone.first.value < alone.blind + 0.06
 
 
 def crowd(stated, drawn, *, count=60, seed=0):

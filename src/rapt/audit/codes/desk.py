@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +18,6 @@ from rapt.audit.codes.readers import (
     RELEASES,
     Lesson,
     Reading,
-    WordCounts,
     compare_lengths,
     count_words,
     explain_missing_torch,
@@ -52,12 +51,14 @@ class Originals:
         attributes: Columns to be inferred, by name.
         authors: Author of each text; empty where nobody says.
         public: Texts like the private ones, which an attacker learns from; empty lends him half of `texts`.
+        labels: Labels that travel beside the codes elsewhere than in the attacked file; empty takes those in the file.
     """
 
     texts: tuple[str, ...]
     attributes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     authors: tuple[str, ...] = ()
     public: tuple[str, ...] = ()
+    labels: tuple[int, ...] = ()
 
 
 def read_originals(
@@ -114,6 +115,7 @@ class CodeDesk:
         originals: Originals,
         public: NDArray[np.float64] | None,
         *,
+        labels: Sequence[int],
         quick: bool,
         seed: int,
         rng: np.random.Generator,
@@ -133,6 +135,9 @@ class CodeDesk:
         self.contents = encoder.vocabulary.encode(self.held)
         self.truth = encoder.vocabulary.encode([originals.texts[place] for place in self.asked])
         self.words = count_words(self.contents, self.truth)
+        if labels and public is None:  # public texts have no labels of this file
+            beside = np.eye(max(labels) + 1)[list(labels)]
+            self.words = replace(self.words, learned_labels=beside[self.learn], asked_labels=beside[self.asked])
         self.readers = [name for name in READERS if self._explain_skipped(name) is None]
 
     def _release(self, codes: NDArray[np.float64], *, releases: int = RELEASES) -> tuple[NDArray[np.float64], ...]:
@@ -149,7 +154,9 @@ class CodeDesk:
             if (reason := self._explain_skipped(reader)) is not None:
                 skipped.append(Skipped(attack=f"{reader} reader", reason=reason))
                 continue
-            yield read_words(self.lesson, self.words, reader=reader, epsilon=self.mechanism.epsilon, seed=self.seed)
+            yield from read_words(
+                self.lesson, self.words, reader=reader, epsilon=self.mechanism.epsilon, seed=self.seed
+            )
 
     def write_words(self, model: str | None, skipped: list[Skipped]) -> Iterator[Reading]:
         """Yield how many words a language model names, if one was named."""
@@ -162,7 +169,12 @@ class CodeDesk:
         from rapt.audit.codes.decoder import MOST_JUDGED, write_words
 
         lesson = Lesson(learned=self.lesson.learned, asked=self.lesson.asked[:MOST_JUDGED])
-        words = WordCounts(usual=self.words.usual, learned=self.words.learned, asked=self.words.asked[:MOST_JUDGED])
+        beside = self.words.asked_labels
+        words = replace(
+            self.words,
+            asked=self.words.asked[:MOST_JUDGED],
+            asked_labels=None if beside is None else beside[:MOST_JUDGED],
+        )
         vocabulary = self.encoder.vocabulary
         scores = write_words(lesson, words, self.held, model=model, vocabulary=vocabulary, seed=self.seed)
         yield judge_words(words, scores, reader="language model", epsilon=self.mechanism.epsilon)

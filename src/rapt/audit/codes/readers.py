@@ -4,6 +4,9 @@
 texts that it was not trained on are read no better. Both see several releases of each text that the attacker holds; he
 can draw as many as he likes. A third reader, of words alone, is a language model (`decoder`).
 
+*Labels.* Where a label travels beside each code, readers of words see both, too, and stand beside what the label alone
+tells: the tokens that are most frequent in the attacker's texts with that label.
+
 *Bound.* Whatever a reader answers about one text is right with probability e^ε b / (e^ε b + 1 - b) at most, where b is
 the share of the answer that is right most often without a code; b is taken among the texts that are judged.
 """
@@ -29,6 +32,8 @@ WORDS: Final = 5  # that a reader names of each text
 WORDS_OF_A_TEXT: Final = f"{WORDS} tokens of a text"
 USUAL_WORDS: Final = 500  # that it chooses among
 RELEASES: Final = 8  # of each text that the attacker holds
+WITH_THE_LABEL: Final = "with the label"
+_TYPICAL: Final = 5.0  # texts that the shares of all count as, beside those with a label
 _RIDGE: Final = 1.0
 _WIDTH: Final = 128
 _BATCH: Final = 128
@@ -53,6 +58,10 @@ class Reading:
         first: Share of right answers.
         blind: Share without the file.
         bound: Share that no reader exceeds, whatever it knows.
+        label_alone: Share that is told by the label beside the code; None where there is none, or where another thing
+            than words is read.
+        beyond: What the reader adds to the better of `blind` and `label_alone`, and the ends of its 95 % interval over
+            texts; None where another thing than words is read.
     """
 
     what: str
@@ -60,6 +69,8 @@ class Reading:
     first: Share
     blind: float
     bound: float
+    label_alone: float | None = None
+    beyond: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -165,11 +176,22 @@ class WordCounts:
         usual: Tokens that most texts of the attacker hold, the most frequent first, (V,).
         learned: Whether each occurs in each of his texts, (n, V).
         asked: The same of the texts that are judged, (m, V).
+        learned_labels: Label beside the code of each of his texts, (n, C), one 1 a row; None where there is none.
+        asked_labels: The same of the texts that are judged, (m, C).
     """
 
     usual: NDArray[np.int64]
     learned: Floats
     asked: Floats
+    learned_labels: Floats | None = None
+    asked_labels: Floats | None = None
+
+    def guess_by_label(self) -> Floats | None:
+        """Return how frequent each token is in the attacker's texts with the label of each judged one, (m, V)."""
+        if self.learned_labels is None or self.asked_labels is None:
+            return None
+        counted = self.learned_labels.T @ self.learned + _TYPICAL * self.learned.mean(axis=0)
+        return np.asarray(self.asked_labels @ (counted / (self.learned_labels.sum(axis=0) + _TYPICAL)[:, None]))
 
 
 def count_words(learned: Sequence[Sequence[int]], asked: Sequence[Sequence[int]]) -> WordCounts:
@@ -191,24 +213,50 @@ def count_words(learned: Sequence[Sequence[int]], asked: Sequence[Sequence[int]]
 
 def judge_words(words: WordCounts, scores: Floats, *, reader: str, epsilon: float) -> Reading:
     """Judge the tokens that a reader scores highest in each text, (m, V)."""
-    chosen = np.argsort(-scores, axis=1, kind="stable")[:, :WORDS]
-    right = np.take_along_axis(words.asked, chosen, axis=1)
+
+    def judge(ranked: Floats) -> Floats:
+        chosen = np.argsort(-ranked, axis=1, kind="stable")[:, :WORDS]
+        return np.asarray(np.take_along_axis(words.asked, chosen, axis=1).mean(axis=1))
+
+    right = judge(scores)
     # Tokens stand in the order of how frequent they are.
-    blind = float(words.asked[:, :WORDS].mean())
-    known = float(np.sort(words.asked.mean(axis=0))[-WORDS:].mean())
+    guessed, blind = words.asked[:, :WORDS].mean(axis=1), float(words.asked[:, :WORDS].mean())
+    kinds, label_alone = np.ones((len(words.asked), 1)), None
+    if (by_label := words.guess_by_label()) is not None and words.asked_labels is not None:
+        told, kinds = judge(by_label), words.asked_labels
+        label_alone = float(told.mean())
+        guessed = told if label_alone > blind else guessed
+    # The words that occur most among the judged texts of each label, in the mean over texts: the bound is concave.
+    often = (kinds.T @ words.asked) / np.maximum(kinds.sum(axis=0), 1)[:, None]
+    known = float(kinds.mean(axis=0) @ np.sort(often, axis=1)[:, -WORDS:].mean(axis=1))
+    value, half = _mean_and_half(right - guessed)
     return Reading(
         what=WORDS_OF_A_TEXT,
         reader=reader,
-        first=_mean(right.mean(axis=1)),
+        first=_mean(right),
         blind=blind,
         bound=bound_belief(known, epsilon=epsilon),
+        label_alone=label_alone,
+        beyond=(value, value - half, value + half),
     )
 
 
-def read_words(lesson: Lesson, words: WordCounts, *, reader: str, epsilon: float, seed: int) -> Reading:
-    """Name the tokens that are likeliest to be in each text."""
-    predict = READERS[reader](lesson.learned, words.learned, loss="occurs", seed=seed)
-    return judge_words(words, predict(lesson.asked), reader=reader, epsilon=epsilon)
+def read_words(lesson: Lesson, words: WordCounts, *, reader: str, epsilon: float, seed: int) -> tuple[Reading, ...]:
+    """Name the tokens that are likeliest to be in each text, from its code alone, and from code and label."""
+
+    def read(seen: Lesson, name: str) -> Reading:
+        predict = READERS[reader](seen.learned, words.learned, loss="occurs", seed=seed)
+        return judge_words(words, predict(seen.asked), reader=name, epsilon=epsilon)
+
+    alone = read(lesson, reader)
+    if words.learned_labels is None or words.asked_labels is None:
+        return (alone,)
+    learned, asked = words.learned_labels, words.asked_labels
+    both = Lesson(
+        learned=tuple(np.concatenate([learned, seen], axis=1) for seen in lesson.learned),
+        asked=np.concatenate([asked, lesson.asked], axis=1),
+    )
+    return alone, read(both, f"{reader} {WITH_THE_LABEL}")
 
 
 def compare_lengths(
@@ -258,7 +306,12 @@ def infer_column(
 
 def _mean(values: Floats) -> Share:
     """Return the mean of one share a text, with Student's interval."""
+    value, half = _mean_and_half(values)
     n = len(values)
-    value = float(values.mean())
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n))
     return Share(value=value, low=max(0.0, value - half), high=min(1.0, value + half), n=n, clusters=n)
+
+
+def _mean_and_half(values: Floats) -> tuple[float, float]:
+    """Return the mean, and half of Student's interval."""
+    half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    return float(values.mean()), half
