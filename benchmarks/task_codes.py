@@ -10,8 +10,10 @@ a text and `rapt.teaching.sharpen_head`, *plainly* by that code without it, and 
 The map is made of `public.csv` of the task, or of the file of `--public`, without labels. With `--center` a fifth of
 the contributors release codes for the centre alone (`rapt.centering`), and the others release centred ones. `--teach`
 asks the head of `rapt.teaching` at home as well, *taught*, on the map's public text. `--label-epsilon` randomizes
-labels as well. `--codes` is r, each at ε / r. One JSON line for each cell. `--select` judges on a fifth of `train.csv`
-instead, tuned on the rest: that is where dimensions and centring are chosen.
+labels as well. `--names` makes the first directions of the map from the names of the labels, as `train.csv` has
+them; *zero* is what these names are worth alone: the name whose state is nearest, nothing sent. `--codes` is r, each at
+ε / r. One JSON line for each cell. `--select` judges on a fifth of `train.csv` instead, tuned on the rest: that is
+where dimensions and centring are chosen.
 """
 
 from __future__ import annotations
@@ -126,6 +128,14 @@ def right_answers(bundle, states, labels, asked, truth, options, *, epsilon, rng
     return [one.argmax(axis=1) == truth for one in logits], attenuation
 
 
+def share_by_names(judged, named, public):
+    """Share of texts whose own label's name is the nearest, by the cosine of states around the public mean."""
+    asked, truth = judged
+    names = named - named.mean(axis=0)
+    scores = (asked - public.mean(axis=0)) @ (names / np.linalg.norm(names, axis=1, keepdims=True)).T
+    return round(float((scores.argmax(axis=1) == truth).mean()), 4)
+
+
 def main():
     """Read the command line, write a line a cell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -141,6 +151,7 @@ def main():
     parser.add_argument("--contributors", type=int, default=4_000)
     parser.add_argument("--label-epsilon", type=float, default=0.0)
     parser.add_argument("--center", action="store_true")
+    parser.add_argument("--names", action="store_true")
     parser.add_argument("--select", action="store_true")
     parser.add_argument("--teach", type=float, nargs="?", const=PENALTY, help="with this penalty; default: rapt's")
     parser.add_argument("--seeds", type=int, default=5)
@@ -160,10 +171,11 @@ def main():
     if options.select:
         held = np.arange(len(labels["train"])) % 5 == 0
         tuned, judged = ((states["train"][where], labels["train"][where]) for where in (~held, held))
+    named = encoder.encode(classes) if options.names else None
     for dimensions in options.dimensions:
         bundle = make_codebook(
             encoder,
-            PublicStates(texts=public),
+            PublicStates(texts=public, names=named),
             dimensions=dimensions,
             codewords=options.codewords,
             codes=options.codes,
@@ -199,6 +211,7 @@ def main():
                 "label_epsilon": options.label_epsilon,
                 "attenuation": round(float(runs[0][1]), 4),
                 **({"penalty": options.teach} if options.teach else {}),
+                **({"names": True, "zero": share_by_names(judged, named, public)} if named is not None else {}),
                 "seeds": options.seeds,
             }
             for place, name in enumerate(("at_home", "plainly", "privately", "taught")[: right.shape[1]]):

@@ -24,6 +24,7 @@ def test_a_code_is_made_from_public_files(rapt, tmp_path):
     task = write_public(tmp_path / "task.csv", label="kind")
     made = rapt(
         *("codebook", public, "--model", "bert-tiny", "--task", task, "--label-column", "kind"),
+        *("--label-name", "good film", "--label-name", "bad film"),
         *(
             "--dimensions",
             4,

@@ -15,6 +15,7 @@ from rapt.cli.vocabulary import check_new
 # Options of a code of single texts alone, by the names of the arguments.
 _OF_SINGLE_TEXTS: Final = {
     "tasks": "--task",
+    "label_names": "--label-name",
     "label_column": "--label-column",
     "dimensions": "--dimensions",
     "codes_per_text": "--codes-per-text",
@@ -29,6 +30,14 @@ def codebook(
     tasks: Annotated[
         list[Path] | None,
         typer.Option("--task", metavar="FILE", help="Public texts with labels, whose kinds a code should tell apart."),
+    ] = None,
+    label_names: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label-name",
+            metavar="WORDS",
+            help="Name of a label to be asked for, in words; repeat. Pays where PUBLIC is of another kind.",
+        ),
     ] = None,
     text_column: Annotated[str, typer.Option(help="Column that holds the text, in all files.")] = "text",
     text_column_2: Annotated[
@@ -63,12 +72,16 @@ def codebook(
     PUBLIC stand beside the code, where `rapt serve` teaches heads for answers at home on them;
     contributors do not need them.
 
+    With --label-name the first directions tell the names of C labels apart, which need C - 1 dimensions. That is worth
+    most where PUBLIC is of another kind than the users' texts, and may cost where it is of theirs.
+
     With --text-column-2 the code is of pairs: it says how alike the two texts of a record are, at one ε for both. Where
     most pairs of PUBLIC lie, from its tenth to its ninetieth percentile, is what it tells apart.
 
     \b
     Examples:
       rapt codebook public.csv --model minilm --task tweets.csv --out code
+      rapt codebook glosses.csv --label-name sport --label-name space --label-name religion --dimensions 2 --out code
       rapt codebook pairs.csv --text-column question --text-column-2 other --out pair-code
     """
     from rapt.local.codes.codebook import (
@@ -103,6 +116,7 @@ def codebook(
             encoder,
             public,
             tasks=tasks or [],
+            names=label_names or [],
             dimensions=dimensions,
             text_column=text_column,
             label_column=label_column,

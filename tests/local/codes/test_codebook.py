@@ -85,6 +85,38 @@ def test_the_first_direction_is_what_labels_of_public_tasks_share(rng):
         assert gaps(PublicStates(texts=texts), task=task).max() < 1
 
 
+def test_the_first_directions_tell_names_of_labels_apart(rng):
+    texts = bent_states(3000, rng=rng)
+    axes = np.linalg.svd(texts - texts.mean(axis=0), full_matrices=False)[2]
+    centers = texts.mean(axis=0) + 6 * np.stack([axes[7], axes[9], -axes[7] - axes[9]]).astype(np.float32)
+    labels = np.arange(900) % 3
+    judged = bent_states(900, rng=rng) * 0.2 + centers[labels]
+    task = (bent_states(800, rng=rng) + np.outer(labels[:800] % 2, 4 * axes[10]).astype(np.float32), labels[:800] % 2)
+
+    def share_right(states, *, dimensions):
+        center, directions = learn_directions(states, dimensions=dimensions)
+        found, means = (coordinates(values, center, directions) for values in (judged, centers))
+        np.testing.assert_allclose(
+            np.cov(coordinates(texts, center, directions), rowvar=False), np.eye(dimensions), atol=5e-3
+        )
+        return float((((found[:, None] - means) ** 2).sum(axis=2).argmin(axis=1) == labels).mean())
+
+    assert share_right(PublicStates(texts=texts, names=centers), dimensions=2) > 0.95
+    assert share_right(PublicStates(texts=texts, names=centers, tasks=(task,)), dimensions=5) > 0.95
+    assert share_right(PublicStates(texts=texts), dimensions=2) < 0.7
+    alone = learn_directions(PublicStates(texts=texts, names=centers), dimensions=5)[1]
+    np.testing.assert_allclose(
+        learn_directions(PublicStates(texts=texts, names=centers, tasks=(task,)), dimensions=5)[1][:2], alone[:2]
+    )
+
+
+@pytest.mark.parametrize("names", [("one",), ("same", "same "), ("a", " "), tuple(map(str, range(101)))])
+def test_names_that_tell_no_labels_apart_are_refused(tmp_path, encoder, names):
+    with pytest.raises(UsageError, match="2 to 100 different ones") as refused:
+        read_public_states(encoder, [tmp_path / "not read yet.csv"], names=names)
+    assert "same" not in str(refused.value)
+
+
 @pytest.mark.parametrize("dimensions", [0, 13])
 def test_dimensions_that_states_do_not_have_are_refused(rng, dimensions):
     with pytest.raises(UsageError, match="from 1 to 12"):

@@ -1,9 +1,10 @@
 """Making the code of a public encoder from public text: centre, directions and codewords. No private text comes near.
 
-*Centre and directions.* The centre is the mean state. The first directions are those that tell the labels of public
-tasks apart, where tasks are given: discriminants of each task, put together by how far each moves a state. The others
-are the principal directions of what is left. All are uncorrelated over the public text and scaled to variance 1, so
-that no coordinate of a code is lost in the noise of another.
+*Centre and directions.* The centre is the mean state. The first directions are those that tell the names of labels
+apart, where names are given: a label's name is public, and the encoder reads it as it reads a text. The next are those
+that tell the labels of public tasks apart: discriminants of each task, put together by how far each moves a state. The
+others are the principal directions of what is left. All are uncorrelated over the public text and scaled to variance 1,
+so that no coordinate of a code is lost in the noise of another.
 
 *Codewords.* Points of the sphere, the same for everybody: coordinates are sums of twelve whole numbers of SHAKE-256,
 divided by the length. Sum, root and quotient have one correctly rounded result each, so every machine makes the same
@@ -72,10 +73,12 @@ class PublicStates:
     Attributes:
         texts: States of texts whose labels are not used, (n, h), float32.
         tasks: States and labels of each task: (n, h) and (n,), whole numbers from 0.
+        names: States of the names of labels that codes will be asked for, (C, h); None without names.
     """
 
     texts: NDArray[np.float32]
     tasks: tuple[tuple[NDArray[np.float32], NDArray[np.int64]], ...] = ()
+    names: NDArray[np.float32] | None = None
 
 
 def read_public_states(
@@ -83,6 +86,7 @@ def read_public_states(
     texts: Iterable[Path],
     *,
     tasks: Iterable[Path] = (),
+    names: Sequence[str] = (),
     dimensions: int = DIMENSIONS,
     text_column: str = "text",
     label_column: str = "label",
@@ -96,6 +100,7 @@ def read_public_states(
         encoder: Encoder of the code.
         texts: Files of text; labels in them are not read.
         tasks: Files of text with labels, one task each.
+        names: Names of labels, in words that the encoder knows; none, or two to `_MOST_LABELS` different ones.
         dimensions: k of the code that is to be made of the states.
         text_column: Column of the text in all of them.
         label_column: Column of the label in the tasks.
@@ -103,9 +108,16 @@ def read_public_states(
 
     Raises:
         CorpusError: A file cannot be read, there are too few texts, or a task has fewer than two labels or too many.
-        UsageError: The code has more dimensions than the encoder, or as many as there are texts.
+        UsageError: The code has more dimensions than the encoder, or as many as there are texts; or there is one name
+            of a label, too many, an empty one, or one twice.
     """
     _check_dimensions(dimensions, encoder.hidden_size)
+    kinds = {name.strip() for name in names} - {""}
+    if names and not 2 <= len(kinds) == len(names) <= _MOST_LABELS:
+        raise UsageError(
+            f"names of labels must be 2 to {_MOST_LABELS} different ones, got {len(names)}, {len(kinds)} different; "
+            "name each label once"
+        )
     plain = {text: "" for path in texts for text, _ in _read(path, text_column=text_column, label_column=None)}
     kept = _take(plain)
     if len(kept) < LEAST_TEXTS:
@@ -121,16 +133,20 @@ def read_public_states(
     for path in tasks:
         labelled = dict(_read(path, text_column=text_column, label_column=label_column))
         chosen = _take(labelled)
-        names = sorted({labelled[text] for text in chosen})
-        if not 2 <= len(names) <= _MOST_LABELS or len(chosen) < LEAST_TEXTS:
+        own = sorted({labelled[text] for text in chosen})
+        if not 2 <= len(own) <= _MOST_LABELS or len(chosen) < LEAST_TEXTS:
             raise CorpusError(
                 f"a public task must have {LEAST_TEXTS} different texts and 2 to {_MOST_LABELS} labels, got "
-                f"{len(chosen)} and {len(names)}; leave it out, or name its column with `label_column`"
+                f"{len(chosen)} and {len(own)}; leave it out, or name its column with `label_column`"
             )
-        labels = np.array([names.index(labelled[text]) for text in chosen], dtype=np.int64)
+        labels = np.array([own.index(labelled[text]) for text in chosen], dtype=np.int64)
         chosen_of.append((chosen, labels))
     found = [(_encode(encoder, chosen, "a public task", narrator), labels) for chosen, labels in chosen_of]
-    return PublicStates(texts=_encode(encoder, kept, "public text", narrator), tasks=tuple(found))
+    return PublicStates(
+        texts=_encode(encoder, kept, "public text", narrator),
+        tasks=tuple(found),
+        names=encoder.encode([name.strip() for name in names]) if names else None,
+    )
 
 
 def learn_directions(
@@ -139,9 +155,9 @@ def learn_directions(
     """Learn the centre, (h,), and the directions, (k, h), of a code: discriminants first, then principal directions.
 
     Args:
-        states: States of public texts and tasks.
+        states: States of public texts, tasks and names.
         dimensions: Number k of directions.
-        discriminants: Most directions that the tasks get; None for a quarter of k, and one at least.
+        discriminants: Most directions that the tasks get beside the names; None for a quarter of k, and one at least.
 
     Raises:
         UsageError: k is outside 1 to h, or the public texts vary in fewer than k directions.
@@ -152,7 +168,12 @@ def learn_directions(
     center = texts.mean(axis=0)
     covariance = np.cov(texts, rowvar=False, bias=True).reshape(width, width)
     most = max(1, dimensions // 4) if discriminants is None else discriminants
-    found = _discriminate(states.tasks, covariance)[: min(most, dimensions)] if states.tasks else np.empty((0, width))
+    found = np.empty((0, width)) if states.names is None else _tell_names_apart(states.names, covariance)[:dimensions]
+    if states.tasks and len(found) < dimensions:
+        others = _discriminate(states.tasks, covariance)
+        if len(found):  # what names explain already is taken off, so that directions of both are uncorrelated
+            others = _turn_to_principal(others - (others @ covariance @ found.T) @ found, covariance)
+        found = np.concatenate([found, others[: min(most, dimensions - len(found))]])
     # What the discriminants explain of a state is taken off it; the rest is uncorrelated with them.
     explained = covariance @ found.T
     variances, axes = np.linalg.eigh(covariance - explained @ explained.T)
@@ -327,16 +348,34 @@ def _discriminate(
         values = states.astype(np.float64)
         means = np.stack([values[labels == label].mean(axis=0) for label in range(labels.max() + 1)])
         within = np.cov(values - means[labels], rowvar=False, bias=True).reshape(covariance.shape)
-        within[np.diag_indices_from(within)] += _RIDGE * np.trace(within) / len(within)
         shares = np.bincount(labels) / len(labels)
         gaps = (means - shares @ means) * np.sqrt(shares)[:, None]
-        found = np.linalg.solve(within, gaps.T).T  # as many as labels; together they span the discriminants
+        found = _solve_with_ridge(within, gaps)
         rows.append(found / np.sqrt(np.einsum("ij,jk,ik->", found, covariance, found, optimize=True)))
-    stacked = np.concatenate(rows)
-    overlap = stacked @ covariance @ stacked.T
+    return _turn_to_principal(np.concatenate(rows), covariance)
+
+
+def _tell_names_apart(names: NDArray[np.float32], covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Directions that tell the names of C labels apart, the best first, as those of `_discriminate`, (C - 1, h).
+
+    A name stands for the mean of the texts with that label, and public text for how they vary around it.
+    """
+    values = names.astype(np.float64)
+    return _turn_to_principal(_solve_with_ridge(covariance, values - values.mean(axis=0)), covariance)
+
+
+def _solve_with_ridge(within: NDArray[np.float64], gaps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """As many directions as gaps between labels, (C, h); together they span the discriminants."""
+    held = within + _RIDGE * np.trace(within) / len(within) * np.eye(len(within))
+    return np.asarray(np.linalg.solve(held, gaps.T).T)
+
+
+def _turn_to_principal(found: NDArray[np.float64], covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The span of directions as uncorrelated ones of variance 1, what most of them share first, (c, h)."""
+    overlap = found @ covariance @ found.T
     weights, turns = np.linalg.eigh((overlap + overlap.T) / 2)
     kept = [place for place in np.argsort(weights)[::-1] if weights[place] > 1e-6 * weights.max()]
-    return np.asarray((turns[:, kept].T @ stacked) / np.sqrt(weights[kept])[:, None])
+    return np.asarray((turns[:, kept].T @ found) / np.sqrt(weights[kept])[:, None])
 
 
 def _read(path: Path, *, text_column: str, label_column: str | None, blank: bool = False) -> Iterable[tuple[str, str]]:
