@@ -11,6 +11,7 @@ import pytest
 
 from comparison_material import BAD, GOOD, texts
 from denoised_material import write_denoised
+from rapt.cli.output import name_options
 from rapt.compare.bench import run_comparison
 from rapt.compare.files import FileMaker
 from rapt.compare.plan import (
@@ -30,7 +31,7 @@ from rapt.compare.report import STYLES, write_comparison
 from rapt.compare.results import AttackRow, ModelRow
 from rapt.compare.summary import summarize
 from rapt.compare.tables import list_attacks, weigh_exposure
-from rapt.compare.texts import LabelledTexts, Split
+from rapt.compare.texts import LabelledTexts, Split, cut_texts
 from rapt.errors import CorpusError, UsageError
 from rapt.local.vocabulary import load_vocabulary
 from rapt.public_models import find_model_folder
@@ -269,6 +270,20 @@ def test_a_text_without_a_token_is_refused(tmp_path):
     empty = LabelledTexts(texts=("good", "\u200b"), labels=(1, 0), names=("negative", "positive"))
     with pytest.raises(CorpusError, match="every evaluation text must have a token in the vocabulary, got 1 without"):
         run_comparison(PLAN, Split(training=SPLIT.training, evaluation=empty), results=tmp_path / "r.jsonl")
+
+
+def test_a_text_longer_than_the_backbone_takes_is_refused_before_any_training(tmp_path):
+    vocabulary = load_vocabulary("bert-tiny")
+    long = LabelledTexts(texts=("good " * 600, "bad"), labels=(1, 0), names=("negative", "positive"))
+    split, most = Split(training=SPLIT.training, evaluation=long), vocabulary.bundle.max_tokens - 2 - PLAN.plain_tokens
+    with pytest.raises(CorpusError, match=rf"at most {most} tokens .* got 1 longer; .* `truncate={most}`") as refused:
+        run_comparison(PLAN, split, results=tmp_path / "r.jsonl")
+    assert "good" not in str(refused.value)
+    assert "--truncate" in name_options(str(refused.value))
+    cut = cut_texts(split, vocabulary=vocabulary, most=most)
+    run_comparison(
+        replace(PLAN, arms=(PROMPT,), etas=(500.0,), seeds=(0,), attacks=()), cut, results=tmp_path / "c.jsonl"
+    )
 
 
 def test_seeds_that_take_turns_are_judged_on_their_own_texts(tmp_path):

@@ -1,7 +1,8 @@
 import pytest
 
-from rapt.compare.texts import read_split
+from rapt.compare.texts import LabelledTexts, Split, cut_texts, read_split
 from rapt.errors import CorpusError, UsageError
+from rapt.local.vocabulary import load_vocabulary
 
 
 def write(path, rows):
@@ -98,3 +99,20 @@ def test_turns_are_of_the_training_texts(training, tmp_path):
     judged = write(tmp_path / "dev.csv", [("something else", "a")])
     with pytest.raises(UsageError, match="cross-validation must judge on the texts to train on"):
         split(training, evaluation=judged, cross_validate=True)
+
+
+def test_texts_are_cut_within_a_word_and_those_that_begin_alike_are_not_both_trained_on_and_judged_on():
+    vocabulary, names = load_vocabulary("bert-tiny"), ("a", "b")
+    long = "unbelievably" * 40
+    training = LabelledTexts(texts=("one two three four", "one two", long), labels=(0, 1, 0), names=names)
+    judged = LabelledTexts(texts=("one two five", long + "s"), labels=(0, 1), names=names)
+    found = cut_texts(Split(training=training, evaluation=judged), vocabulary=vocabulary, most=2)
+    for text in (*found.training.texts, *found.evaluation.texts):
+        assert 1 <= len(vocabulary.encode([text])[0]) <= 2
+    assert found.evaluation.texts[0] == "one two"
+    assert len(found.training) == 0  # each begins as one that is judged
+    assert (
+        cut_texts(Split(training=training, evaluation=judged), vocabulary=vocabulary, most=10_000).training == training
+    )
+    with pytest.raises(UsageError, match="at least 1 token"):
+        cut_texts(Split(training=training, evaluation=judged), vocabulary=vocabulary, most=0)

@@ -54,6 +54,9 @@ def compare(
     min_words: Annotated[int, typer.Option(min=1, help="Leave shorter training texts out.")] = 1,
     records: Annotated[int | None, typer.Option(min=2, help="Train on at most so many texts.")] = None,
     evaluation_records: Annotated[int | None, typer.Option(min=1, help="Judge on at most so many texts.")] = None,
+    truncate: Annotated[
+        int | None, typer.Option(metavar="N", help="Cut each text after N tokens, for all arms. Default: refuse.")
+    ] = None,
     model: Annotated[str, typer.Option(help="Backbone: a known model or a model folder.")] = "minilm",
     denoised: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Backbone made by `rapt denoise`; adds arms.")
@@ -188,6 +191,7 @@ def compare(
                 min_words=min_words,
                 records=records,
                 evaluation_records=evaluation_records,
+                truncate=truncate,
             ),
             out=out,
             processes=processes,

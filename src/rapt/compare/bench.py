@@ -213,11 +213,20 @@ def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
     """
     torch.set_num_threads(threads)
     vocabulary = load_vocabulary(plan.model)
-    turns = split.turns
+    turns, special = split.turns, vocabulary.bundle.special_tokens
+    plain = plan.plain_tokens if any(ARMS[name].plain_tokens for name in plan.arms) else 0
+    most = vocabulary.bundle.max_tokens - special - plain
     parts = [("training", turn.training) for turn in turns] + [("evaluation", turn.evaluation) for turn in turns]
     for name, part in parts:
-        if empty := sum(not ids for texts in part.parts for ids in vocabulary.encode(texts)):
+        counts = np.array([[len(ids) for ids in vocabulary.encode(texts)] for texts in part.parts])
+        if empty := int(np.sum(counts == 0)):
             raise CorpusError(f"every {name} text must have a token in the vocabulary, got {empty} without; drop them")
+        if longer := int(np.sum(counts.sum(axis=0) > most)):
+            each = f"`truncate={most // len(part.parts)}`"
+            raise CorpusError(
+                f"every {name} text, or both of a pair, must have at most {most} tokens beside {plain} plain and "
+                f"{special} special ones, got {longer} longer; cut the texts of all arms alike with {each}"
+            )
     backbone = load_backbone(plan.model, precision=plan.precision)
     denoised = None if plan.denoised is None else load_backbone(plan.denoised, precision=plan.precision)
     if denoised is not None:

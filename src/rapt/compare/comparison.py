@@ -17,8 +17,9 @@ from rapt.compare.bench import run_comparison
 from rapt.compare.plan import ARMS, LONGER, ComparisonPlan
 from rapt.compare.report import write_comparison
 from rapt.compare.summary import Summary, summarize
-from rapt.compare.texts import Split, read_split
+from rapt.compare.texts import Split, cut_texts, read_split
 from rapt.errors import RaptError, UsageError
+from rapt.local.vocabulary import load_vocabulary
 from rapt.narration import SILENT, Narrator
 from rapt.service.adapter.methods import LORA
 
@@ -44,6 +45,7 @@ class TextFiles:
         min_words: Words that a training text has at least.
         records: Texts to train on at most; None takes all.
         evaluation_records: Texts to judge on at most; None takes all.
+        truncate: Tokens of the backbone after which a text is cut, for every arm; None refuses what is too long.
     """
 
     training: Path
@@ -56,6 +58,7 @@ class TextFiles:
     min_words: int = 1
     records: int | None = None
     evaluation_records: int | None = None
+    truncate: int | None = None
 
     def read(self) -> Split:
         """The texts, split. Raises as `read_split`."""
@@ -149,6 +152,8 @@ def compare_files(
     """
     plan, texts, out = comparison.plan, comparison.texts, comparison.out
     split = texts.read()
+    if texts.truncate is not None:
+        split = cut_texts(split, vocabulary=load_vocabulary(plan.model), most=texts.truncate)
     made = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -216,6 +221,7 @@ def rebuild_comparison(plan: ComparisonPlan, texts: TextFiles, split: Split) -> 
         mechanism=plan.mechanism,
         set=plan.options,
         min_words=texts.min_words,
+        truncate=texts.truncate,
         records=max(len(turn.training) for turn in split.turns),
         evaluation_records=len(split.evaluation),
         arms=",".join(plan.arms),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rapt.errors import CorpusError, UsageError
 from rapt.local.corpus import read_corpus
+from rapt.local.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +157,44 @@ def read_split(
         for rest, judged in ((_without_texts_of(judged, rest), judged) for rest, judged in parted)
     )
     return replace(first, further=tuple(further))
+
+
+def cut_texts(split: Split, *, vocabulary: Vocabulary, most: int) -> Split:
+    """Cut each text after its first `most` tokens, so that arms on tokens, on codes and at home read the same.
+
+    Args:
+        split: Texts of training and evaluation.
+        vocabulary: Vocabulary of the backbone.
+        most: Tokens that are left of a text at most; of both texts of a pair.
+
+    Raises:
+        UsageError: Nothing would be left.
+    """
+    if most < 1:
+        raise UsageError(f"truncate must be at least 1 token, got truncate={most}; raise it")
+
+    def cut(texts: tuple[str, ...]) -> tuple[str, ...]:
+        kept = list(texts)
+        for place, spans in enumerate(vocabulary.spans(texts)):
+            # A text that ends within a word may have other tokens, more of them in rare cases.
+            for count in range(most if len(spans) > most else 0, 0, -1):
+                kept[place] = texts[place][: spans[count - 1][1]]
+                if len(vocabulary.encode([kept[place]])[0]) <= most:
+                    break
+        return tuple(kept)
+
+    def cut_part(part: LabelledTexts) -> LabelledTexts:
+        return replace(part, texts=cut(part.texts), seconds=cut(part.seconds))
+
+    training, evaluation = cut_part(split.training), cut_part(split.evaluation)
+    judged = {text for part in evaluation.parts for text in part}
+    kept = [place for place, own in enumerate(zip(*training.parts, strict=True)) if judged.isdisjoint(own)]
+    return replace(
+        split,
+        training=training.at(kept),  # two texts may begin alike
+        evaluation=evaluation,
+        further=tuple(cut_texts(other, vocabulary=vocabulary, most=most) for other in split.further),
+    )
 
 
 # A text or a pair, and the name of its label.
