@@ -275,14 +275,17 @@ def test_a_text_without_a_token_is_refused(tmp_path):
 def test_a_text_longer_than_the_backbone_takes_is_refused_before_any_training(tmp_path):
     vocabulary = load_vocabulary("bert-tiny")
     long = LabelledTexts(texts=("good " * 600, "bad"), labels=(1, 0), names=("negative", "positive"))
-    split, most = Split(training=SPLIT.training, evaluation=long), vocabulary.bundle.max_tokens - 2 - PLAN.plain_tokens
+    split, most = (
+        Split(training=SPLIT.training, evaluation=long),
+        vocabulary.bundle.max_tokens - 2 - 12,
+    )  # P = 10, m = 2
     with pytest.raises(CorpusError, match=rf"at most {most} tokens .* got 1 longer; .* `truncate={most}`") as refused:
         run_comparison(PLAN, split, results=tmp_path / "r.jsonl")
     assert "good" not in str(refused.value)
     assert "--truncate" in name_options(str(refused.value))
     cut = cut_texts(split, vocabulary=vocabulary, most=most)
     run_comparison(
-        replace(PLAN, arms=(PROMPT,), etas=(500.0,), seeds=(0,), attacks=()), cut, results=tmp_path / "c.jsonl"
+        replace(PLAN, arms=(RAPT,), etas=(500.0,), seeds=(0,), attacks=(), epochs=1), cut, results=tmp_path / "c.jsonl"
     )
 
 

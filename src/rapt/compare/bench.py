@@ -29,6 +29,7 @@ from rapt.errors import CorpusError, UsageError
 from rapt.local.records import Part
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.adapter.adapter import Adapter
+from rapt.service.adapter.methods import LINEAR_PROBING, LORA
 from rapt.service.answers.prediction import classify, row_of
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.opening import load_backbone
@@ -199,6 +200,16 @@ def judge_answers(backbone: Backbone, adapter: Adapter, file: PrivatizedFile) ->
     return np.asarray(np.argmax(answers, axis=1) == labels)
 
 
+def _count_beside(plan: ComparisonPlan, *, pairs: bool) -> int:
+    """Return the most positions that an arm on tokens has beside a text and special tokens."""
+    taken = []
+    for arm in (ARMS[name] for name in plan.arms if ARMS[name].unit == "token"):
+        config = arm.configure(plan.make_config(seed=0), plan.weight, plan.plain_tokens)
+        prompt = 0 if config.method in (LINEAR_PROBING, LORA) else config.prompt_length
+        taken.append(prompt + plan.plain_tokens * arm.plain_tokens)
+    return max(taken, default=0) + 2 * pairs  # what stands between two texts
+
+
 def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
     """Load what all cells share.
 
@@ -213,9 +224,8 @@ def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
     """
     torch.set_num_threads(threads)
     vocabulary = load_vocabulary(plan.model)
-    turns, special = split.turns, vocabulary.bundle.special_tokens
-    plain = plan.plain_tokens if any(ARMS[name].plain_tokens for name in plan.arms) else 0
-    most = vocabulary.bundle.max_tokens - special - plain
+    turns, beside = split.turns, _count_beside(plan, pairs=split.training.pairs)
+    most = vocabulary.bundle.max_tokens - vocabulary.bundle.special_tokens - beside
     parts = [("training", turn.training) for turn in turns] + [("evaluation", turn.evaluation) for turn in turns]
     for name, part in parts:
         counts = np.array([[len(ids) for ids in vocabulary.encode(texts)] for texts in part.parts])
@@ -224,8 +234,8 @@ def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
         if longer := int(np.sum(counts.sum(axis=0) > most)):
             each = f"`truncate={most // len(part.parts)}`"
             raise CorpusError(
-                f"every {name} text, or both of a pair, must have at most {most} tokens beside {plain} plain and "
-                f"{special} special ones, got {longer} longer; cut the texts of all arms alike with {each}"
+                f"every {name} text, or both of a pair, must have at most {most} tokens beside prompts and plain "
+                f"tokens, got {longer} longer; cut the texts of all arms alike with {each}"
             )
     backbone = load_backbone(plan.model, precision=plan.precision)
     denoised = None if plan.denoised is None else load_backbone(plan.denoised, precision=plan.precision)

@@ -14,7 +14,7 @@ from rapt.local.codes.subset import make_subset
 from rapt.service.adapter.adapter import adapter_from_files, adapter_to_files
 from rapt.service.answers.prediction import ClassificationRow, classify
 from rapt.service.backbone.opening import load_backbone
-from rapt.service.tuning.code_head import solve_head, tune_code_head
+from rapt.service.tuning.code_head import measure_apart, solve_head, tune_code_head
 from rapt.service.tuning.tasks import label_losses
 from rapt.service.tuning.tuner import TuningCancelled, tune
 from rapt.service.tuning.tuning_config import default_config
@@ -125,7 +125,8 @@ def test_a_head_is_taught_the_rest_of_a_state_by_public_text_and_is_asked_about_
 
     (public, _), (given, labels), (asked, truth) = (draw(count) for count in (3000, 3000, 4000))
     mechanism, right = make_subset(code, epsilon=4.0), {}
-    ids = mechanism.privatize(project_states(given, code), rng=rng)[:, 0]
+    moved = given + np.float32(3) * np.eye(12, dtype=np.float32)[3]  # texts of another kind than the public ones
+    ids, elsewhere = (mechanism.privatize(project_states(states, code), rng=rng)[:, 0] for states in (given, moved))
     for name, beside in (("taught", public), ("plain", None)):
         write_code_bundle(code, tmp_path / name, public_states=beside)
         backbone = load_backbone(str(tmp_path / name))
@@ -135,6 +136,11 @@ def test_a_head_is_taught_the_rest_of_a_state_by_public_text_and_is_asked_about_
         manifest = replace(codes_manifest(codewords=256), vocabulary_hash=code.hash, mechanism=mechanism.setting)
         file = PrivatizedFile(manifest=seal_manifest(manifest, records), records=records)
         files = adapter_to_files(tune_code_head(backbone, file, config=CONFIG))
+        others = tuple(replace(one, token_ids=(int(id),)) for one, id in zip(records, elsewhere, strict=True))
+        of_other_kind = PrivatizedFile(manifest=seal_manifest(manifest, others), records=others)
+        assert measure_apart(code, file) < 0.2
+        assert measure_apart(code, of_other_kind) > 0.6
+        assert tune_code_head(backbone, of_other_kind, config=CONFIG).taught is None
         again = adapter_from_files(files, backbone=backbone)
         assert (again.taught is None) == (beside is None)
         home = load_code_model(files, code=code, encoder=encoder)

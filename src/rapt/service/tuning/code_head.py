@@ -7,7 +7,7 @@ stronger than 4,000 texts at ε = 8. That is post-processing of what was release
 id and label are counted and not repeated: a million of them cost what the codebook costs, and 8 bytes each beside.
 
 Where the folder of a codebook has states of public text, a second head for answers at home is taught on them
-(`rapt.teaching`).
+(`rapt.teaching`), unless the crowd's codes say that its texts are of another kind: then that text teaches wrongly.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rapt.centering import estimate_center
 from rapt.errors import TuningError
 from rapt.service.adapter.adapter import Adapter
 from rapt.service.adapter.methods import LINEAR_PROBING
@@ -34,7 +35,7 @@ from rapt.service.tuning.run import batches_per_epoch
 from rapt.service.tuning.tasks import TASKS, Classes, label_losses
 from rapt.service.tuning.tuning_config import TuningConfig, default_config
 from rapt.teaching import teach_head
-from rapt.wire.code_bundle import apply_center
+from rapt.wire.code_bundle import CodeBundle, apply_center
 from rapt.wire.manifest import LabelPrivacy
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
 
@@ -44,6 +45,9 @@ _FOLDS: Final = 5
 _ITERATIONS: Final = 100
 _ROWS_AT_ONCE: Final = 4096
 Whole = NDArray[np.integer[Any]]
+# Length of a crowd's mean code from which on public text is of another kind. Maps of the texts' own kind had 0.04 to
+# 0.33, those of another 0.51 to 0.77, and teaching by these cost up to 20 points (docs/results/text_codes.md).
+MOST_APART: Final = 0.45
 _LEAST_SHARE: Final = 1e-6  # of a label that a home would divide by
 _ROWS_AT_ONCE_OF_A_MODEL: Final = 64
 # Records that are dealt to folds at once.
@@ -118,9 +122,11 @@ def tune_code_head(
 def _teach(
     backbone: Backbone, training: PrivatizedFile, weight: Tensor, bias: Tensor, shares: Tensor
 ) -> tuple[Tensor, Tensor] | None:
-    """The weight and the bias of a head over whole states; None without public text, and over pairs."""
+    """The weight and the bias of a head over whole states; None without public text of the kind, and over pairs."""
     code, mechanism = backbone.code, training.manifest.mechanism
     if not backbone.is_codebook or code is None or backbone.public_states is None or training.manifest.pairs:
+        return None
+    if measure_apart(code, training) > MOST_APART:
         return None
     head = teach_head(
         backbone.public_states,
@@ -132,6 +138,19 @@ def _teach(
     )
     on_device = (torch.from_numpy(part).float().to(backbone.device) for part in head)
     return next(on_device), next(on_device)
+
+
+def measure_apart(code: CodeBundle, training: PrivatizedFile) -> float:
+    """Return the length of a crowd's mean code, from 0 to 1, around the centre of the map's public text.
+
+    It is 0 where the noise of few releases hides it. Where a first round told it, it is that of the first round.
+    """
+    mechanism = training.manifest.mechanism
+    if mechanism.center is not None:
+        offset = apply_center(code, mechanism.center).offset
+        return 0.0 if offset is None else float(np.linalg.norm(offset) / math.sqrt(code.codes))
+    ids = np.array([record.token_ids for record in training.records], dtype=np.int64)
+    return 0.0 if len(ids) < 2 or code.pairs else estimate_center(code, mechanism, ids).length
 
 
 def solve_head(
