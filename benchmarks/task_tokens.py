@@ -24,8 +24,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
+from task_codes import tune as tune_head
 
+from rapt.at_home import compare_states
 from rapt.compare.bench import run_comparison
+from rapt.compare.crowd import open_crowd_bench
+from rapt.compare.files import FileMaker
 from rapt.compare.plan import (
     CODES_AT_HOME,
     CODES_PRIVATELY,
@@ -34,12 +39,17 @@ from rapt.compare.plan import (
     RAPT,
     TOKENS_AT_HOME,
     ComparisonPlan,
+    order_texts,
 )
-from rapt.compare.results import AttackRow, ModelRow
+from rapt.compare.results import AttackRow, ModelRow, read_row
 from rapt.compare.summary import estimate_mean
-from rapt.compare.texts import read_split
+from rapt.compare.texts import choose_crowd, read_split
 from rapt.local.codes.codebook import make_codebook, make_pair_codebook, read_pair_states, read_public_states
 from rapt.local.codes.encoder import read_encoder
+from rapt.local.vocabulary import load_vocabulary
+from rapt.service.adapter.task_head import pool_text
+from rapt.service.backbone.layout import encode_with_prompts, lay_out
+from rapt.service.backbone.opening import load_backbone
 from rapt.wire.code_bundle import write_code_bundle
 
 TASKS = {"r8": 32, "tweets": 8, "newsgroups": 32, "pairs": 0, "mail": 16, "friends": 8}  # dimensions; pairs have none
@@ -95,6 +105,75 @@ def prepare(task, folder, work, words):
     return paths, code, columns
 
 
+def add_lines(path, lines):
+    """Print lines and append them to a file."""
+    with path.open("a", encoding="utf-8") as stream:
+        for line in lines:
+            print(json.dumps(line), flush=True)
+            stream.write(json.dumps(line) + "\n")
+
+
+def read_words(plan, split):
+    """What each reader of words reads of the codes of the first seed."""
+    found = open_crowd_bench(plan, split).audit(epsilon=plan.epsilons[0])
+    for item in found.readings:
+        if item.beyond is not None:
+            shares = {"read": item.first.value, "low": item.first.low, "high": item.first.high, "blind": item.blind}
+            shares |= {"label_alone": item.label_alone, "bound": item.bound}
+            shares |= dict(zip(("beyond", "beyond_low", "beyond_high"), item.beyond, strict=True))
+            sizes = {"texts": found.records, "judged": item.first.n, "seed": plan.seeds[0], "reader": item.reader}
+            yield sizes | {name: round(value, 4) for name, value in shares.items()}
+
+
+def read_states(backbone, file, texts=None):
+    """Mean states of a file's texts, (n, h), or of texts in clear; of pairs, what a head compares."""
+    parts = texts or [[record.token_ids for record in file.records]]
+    if texts is None and file.manifest.pairs:
+        parts.append([record.second_token_ids for record in file.records])
+    found = []
+    for part in parts:
+        states = np.empty((len(part), backbone.hidden_size))
+        for places in np.array_split(np.argsort([len(ids) for ids in part]), len(part) // 50 + 1):
+            layout = lay_out(
+                backbone,
+                prompt_lengths=[0] * len(places),
+                privatized_plain_tokens=[()] * len(places),
+                texts=[list(part[place]) for place in places],
+            )
+            with torch.inference_mode():
+                read = encode_with_prompts(backbone, layout, None).float()
+                states[places] = pool_text(read, layout.text_mask.float()).numpy()
+        found.append(states)
+    return compare_states(*found) if len(found) == 2 else found[0]
+
+
+def solve_on_tokens(plan, split, codes_at_home):
+    """Right answers of solved heads on tokens, and codes at home less them, with intervals."""
+    files = FileMaker(plan, load_vocabulary(plan.model))
+    texts, judged, classes = split.training, split.evaluation, len(split.training.names)
+    truth, cell = np.array(judged.labels), {}
+    for name, model in (("head on tokens", plan.model), ("head on tokens, denoised", plan.denoised)):
+        backbone = load_backbone(model, precision=plan.precision)
+        clear = read_states(backbone, None, [list(part) for part in zip(*files.tokenize(judged), strict=True)])
+        right = {"privately": [], "at home": []}
+        for seed in plan.seeds:
+            crowd = choose_crowd(texts, order_texts(len(texts), seed=seed), crowd=plan.crowds[0])
+            states = read_states(backbone, files.training(crowd, eta=plan.etas[0], seed=seed))
+            center, size = states.mean(axis=0), states.std()
+            head = tune_head((states - center) / size, np.array(crowd.labels), np.eye(classes))
+            (asked,) = files.evaluation(judged, eta=plan.etas[0], seed=seed)
+            for way, found in (("privately", read_states(backbone, asked)), ("at home", clear)):
+                right[way].append(((found - center) / size @ head[:-1] + head[-1]).argmax(axis=1) == truth)
+        for way, found in right.items():
+            for label, values in (
+                (f"{name}, {way}", np.array(found, dtype=float)),
+                (f"codes asked at home - {name}, {way}", codes_at_home - np.array(found)),
+            ):
+                mean = estimate_mean(100 * values)
+                cell[label] = [round(value, 2) for value in (mean.value, mean.low, mean.high)]
+    return cell
+
+
 def main():
     """Read the command line, write a line a task."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -109,6 +188,8 @@ def main():
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--also-at-home", action="store_true", help="tokens without reconstruction, asked in both ways")
+    parser.add_argument("--readers", action="store_true", help="readers of codes alone")
+    parser.add_argument("--solved", action="store_true", help="solved heads on tokens alone, beside kept results")
     parser.add_argument("--task", action="append", choices=list(TASKS))
     options = parser.parse_args()
     of_tokens = (*(ALSO_AT_HOME if options.also_at_home else ()), *OF_TOKENS)
@@ -137,6 +218,18 @@ def main():
             attack_tokens=2_000,
             precision=options.precision,
         )
+        shared = {"task": task, "model": "minilm", "epsilon": options.epsilon, "words": options.words}
+        if options.readers:
+            add_lines(options.out, [shared | line for line in read_words(plan, split)])
+            continue
+        if options.solved:
+            kept = [read_row(line) for line in (work / "results.jsonl").read_bytes().splitlines()]
+            at_home = [row for row in kept if isinstance(row, ModelRow) and row.arm == CODES_AT_HOME]
+            found = np.array([row.right for row in sorted(at_home, key=lambda row: row.seed)], dtype=float)
+            line = {"eta": options.eta, "contributors": options.contributors, "seeds": options.seeds}
+            line |= {"n": len(split.evaluation)} | solve_on_tokens(plan, split, found[: options.seeds])
+            add_lines(options.out, [shared | line])
+            continue
         rows = run_comparison(plan, split, results=work / "results.jsonl")
         attacks = {row.epsilon is None: row for row in rows if isinstance(row, AttackRow)}
         right = {
@@ -174,9 +267,7 @@ def main():
         for arm in of_tokens:
             apart = estimate_mean(100 * (right[CODES_AT_HOME] - right[arm]))
             cell[f"codes asked at home - {arm}"] = [round(value, 2) for value in (apart.value, apart.low, apart.high)]
-        print(json.dumps(cell), flush=True)
-        with options.out.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(cell) + "\n")
+        add_lines(options.out, [cell])
 
 
 if __name__ == "__main__":

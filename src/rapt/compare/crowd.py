@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,9 @@ from rapt.service.tuning.tuner import tune
 from rapt.service.tuning.tuning_config import default_config
 from rapt.wire.code_bundle import CodeBundle
 from rapt.wire.privatized_file import PrivatizedFile
+
+if TYPE_CHECKING:
+    from rapt.audit.code_audit import CodeAudit
 
 MOST_CONTRIBUTORS: Final = 5
 # Of a ridge, in mean squared singular values.
@@ -136,8 +139,11 @@ class CrowdBench:
             seconds=round(time.perf_counter() - start, 1),
         )
 
-    def attack(self, cell: AttackCell) -> AttackRow:
-        """Measure what is read from codes of the training texts of the first seed: words, and whose code is whose."""
+    def audit(self, *, epsilon: float | None) -> CodeAudit:
+        """Audit codes of the training texts of the first seed at an ε, with their labels beside them.
+
+        The file itself has no labels, so that no heads are tuned: what they give away is no axis of a comparison.
+        """
         from rapt.audit.code_audit import audit_codes
         from rapt.audit.codes.desk import Originals
 
@@ -146,10 +152,13 @@ class CrowdBench:
         code, encoder = self._need_code()
         chosen = self._join_where_one_code(texts.at(order_texts(len(texts), seed=seed)[: 2 * LINKED]))
         single = LabelledTexts(texts=chosen.texts, labels=chosen.labels, names=chosen.names)
-        # A file without labels, so that no heads are tuned: what they give away is no axis of a comparison.
-        file = self._release(single, epsilon=cell.epsilon, seed=_TRAINING + seed, labelled=False)
+        file = self._release(single, epsilon=epsilon, seed=_TRAINING + seed, labelled=False)
         originals = Originals(texts=single.texts, labels=single.labels)
-        found = audit_codes(file, originals, bundle=code, encoder=encoder, seed=seed)
+        return audit_codes(file, originals, bundle=code, encoder=encoder, seed=seed)
+
+    def attack(self, cell: AttackCell) -> AttackRow:
+        """Measure what is read from codes of the training texts of the first seed: words, and whose code is whose."""
+        found = self.audit(epsilon=cell.epsilon)
         strongest = found.strongest_reader
         beyond = strongest.beyond or (None, None, None)
         named = next(item for item in reversed(found.naming) if item.candidates <= LINKED)

@@ -125,7 +125,7 @@ def test_a_head_is_taught_the_rest_of_a_state_by_public_text_and_is_asked_about_
 
     (public, _), (given, labels), (asked, truth) = (draw(count) for count in (3000, 3000, 4000))
     mechanism, right = make_subset(code, epsilon=4.0), {}
-    moved = given + np.float32(3) * np.eye(12, dtype=np.float32)[3]  # texts of another kind than the public ones
+    moved = given + np.float32(4) * np.eye(12, dtype=np.float32)[3]  # texts of another kind than the public ones
     ids, elsewhere = (mechanism.privatize(project_states(states, code), rng=rng)[:, 0] for states in (given, moved))
     for name, beside in (("taught", public), ("plain", None)):
         write_code_bundle(code, tmp_path / name, public_states=beside)
