@@ -87,3 +87,14 @@ def mutations_of(value: object) -> st.SearchStrategy[object]:
     )
     changes = st.lists(st.tuples(st.sampled_from(places_in(value)), change), min_size=1, max_size=3)
     return changes.map(lambda chosen: mutated(value, chosen))
+
+
+def held(answer, statuses=(200, 400, 404, 413, 429, 503)):
+    """An answer that is one of these, where a refusal is a short line that repeats nothing."""
+    assert answer.status_code in statuses, answer.text[:500]
+    if answer.status_code >= 400:
+        message = answer.json()["error"]["message"]
+        assert len(message) <= LONGEST_MESSAGE
+        assert "\n" not in message
+        assert MARKER not in answer.text
+    return answer

@@ -1,5 +1,8 @@
 """Requests to a service that several tests send, and what every answer that is an error must be."""
 
+import json
+from pathlib import Path
+
 import httpx2
 
 from running_service import wait_until
@@ -57,3 +60,14 @@ def error_of(response, status, code):
     assert not error["message"].endswith(".")
     assert "patient" not in response.text
     return error
+
+
+def send(http, path, body):
+    """The answer to a JSON body."""
+    return http.post(path, content=json.dumps(body).encode(), headers={"content-type": "application/json"})
+
+
+def status_bytes(pid, name):
+    """A figure of the memory of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))

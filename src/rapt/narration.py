@@ -1,11 +1,12 @@
-"""How long work reports its progress: the caller decides whether that goes to a terminal, to a log or nowhere."""
+"""How long work reports its progress, to a terminal, a log or nowhere as the caller decides; and how servers log."""
 
 from __future__ import annotations
 
+import logging.config
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 
 class Meter(Protocol):
@@ -91,3 +92,23 @@ def write_duration(seconds: float) -> str:
         return f"{whole} s"
     minutes = round(whole / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+# uvicorn's own access log has paths and queries in it, so it is off: no line has a path, a header or a body.
+_LOGGING: Final[dict[str, Any]] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "loggers": {
+        "rapt": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
+        "uvicorn": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
+        # It tells of bytes in a form that it does not like, and those come from outside.
+        "python_multipart": {"level": "CRITICAL", "propagate": False},
+    },
+}
+
+
+def log_to_stderr() -> None:
+    """Have a server's process log to stderr, one line an event."""
+    logging.config.dictConfig(_LOGGING)

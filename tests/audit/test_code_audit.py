@@ -13,7 +13,7 @@ from rapt.audit.codes.decoder import write_words
 from rapt.audit.codes.desk import Originals
 from rapt.audit.codes.naming import ALPHA, name_texts
 from rapt.audit.codes.readers import Lesson, count_words, see_codes
-from rapt.cli.audit import code_audit_table
+from rapt.cli.audit_codes import code_audit_table
 from rapt.cli.program import run
 from rapt.errors import AuditError, MechanismError, VocabularyError
 from rapt.local.codes.code_privatizer import CodePrivatizer

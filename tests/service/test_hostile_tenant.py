@@ -19,7 +19,6 @@ import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from threading import Event, Thread
 from types import SimpleNamespace
 from urllib.parse import urlsplit
@@ -32,8 +31,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from hostile_documents import LONGEST_MESSAGE, MARKER, mutations_of
-from http_requests import done_job, job_body, open_client, status_of, upload
+from hostile_documents import MARKER, held, mutations_of
+from http_requests import done_job, job_body, open_client, send, status_bytes, status_of, upload
 from own_postgresql import own_postgresql
 from rapt.wire.privatized_file import dump_query, remove_labels
 from running_service import serving_process
@@ -129,31 +128,11 @@ def once_more(ask):
     return ask()
 
 
-def status_bytes(pid, name):
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
-
-
 def at_once(world, requests, *, threads=8):
     """The answers to requests of the tenant, each a function of a client, from so many threads."""
     clients = [world.client(world.keys["ada"]) for _ in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(lambda pair: pair[1](clients[pair[0] % threads]), enumerate(requests)))
-
-
-def held(answer, statuses=(200, 400, 404, 413, 429, 503)):
-    """An answer that is one of these, where a refusal is a short line that repeats nothing."""
-    assert answer.status_code in statuses, answer.text[:500]
-    if answer.status_code >= 400:
-        message = answer.json()["error"]["message"]
-        assert len(message) <= LONGEST_MESSAGE
-        assert "\n" not in message
-        assert MARKER not in answer.text
-    return answer
-
-
-def send(http, path, body):
-    return http.post(path, content=json.dumps(body).encode(), headers={"content-type": "application/json"})
 
 
 def show_lists(http):

@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from rapt.cli import output
-from rapt.cli.demo import percent
-from rapt.cli.options import AsJson, AuditSeed, PolicyFile, list_given, read_policy
+from rapt.cli.audit_codes import audit_code_file, refuse_options_of_tokens
+from rapt.cli.options import AsJson, AuditSeed, PolicyFile
+from rapt.cli.output import format_share, show, show_finding, show_json
 from rapt.cli.output import format_table as columns
-from rapt.cli.output import show, show_finding, show_json
 from rapt.errors import UsageError
-from rapt.local.text_page import ceil_nats, ceil_percent
 
 if TYPE_CHECKING:
-    from rapt.audit.artefact.membership import Estimate
     from rapt.audit.attributes import AttributeResult
     from rapt.audit.audit import AuditReport
-    from rapt.audit.code_audit import CodeAudit
-    from rapt.audit.codes.readers import Reading
     from rapt.audit.intervals import Share
 
 # As in `rapt.audit.file_audit`, which is not loaded to print help.
 QUICK_TOKENS: Final = 1500
-# What an audit of whole texts reads; every other option is one of tokens.
-_OF_CODES: Final = frozenset(
-    (
-        *("file", "original", "text_column", "text_column_2", "attribute", "author", "public_text"),
-        *("public_text_column", "codes", "encoder", "policy", "language_model", "receipt", "ledger", "quick", "seed"),
-        *("out", "as_json"),
-    )
-)
 
 
 def audit(
@@ -196,8 +182,8 @@ def audit(
     from rapt.wire.privatized_file import read_manifest
 
     if read_manifest(file).unit == "text":
-        _refuse_options_of_tokens(context)
-        _audit_codes(
+        refuse_options_of_tokens(context)
+        audit_code_file(
             file,
             original,
             codes=codes,
@@ -265,184 +251,15 @@ def audit(
         show("\n" + attribute_table(result))
 
 
-def _refuse_options_of_tokens(context: typer.Context) -> None:
-    """Refuse options that an audit of whole texts does not read (`UsageError`)."""
-    others = set(list_given(context)) - _OF_CODES
-    given = [max(option.opts, key=len) for option in context.command.params if option.name in others]
-    if given:
-        raise UsageError(
-            f"{', '.join(given)} must come with a file of tokens, got one of whole texts; "
-            f"leave {'it' if len(given) == 1 else 'them'} out"
-        )
-
-
-def _audit_codes(
-    file: Path,
-    original: Path,
-    *,
-    codes: Path | None,
-    encoder: str | None,
-    text_column: str,
-    second_column: str | None,
-    attributes: list[str],
-    author: str | None,
-    public_text: Path | None,
-    public_text_column: str,
-    policy: Path | None,
-    language_model: str | None,
-    receipt: Path | None,
-    ledger: Path | None,
-    quick: bool,
-    seed: int,
-    out: Path | None,
-    as_json: bool,
-) -> None:
-    """Audit a file of whole texts."""
-    from rapt.audit.code_audit import audit_codes, code_audit_to_json
-    from rapt.audit.codes.desk import read_originals
-    from rapt.audit.report import JSON, check_report_folder, write_files
-    from rapt.local.codes.code_privatizer import read_code
-    from rapt.local.codes.encoder import read_encoder
-    from rapt.local.records import read_in_order_of_source
-    from rapt.public_models import PUBLIC_CODES
-
-    if out is not None:
-        check_report_folder(out)
-    released = read_in_order_of_source(file, receipt=receipt, ledger=ledger)
-    known = next((name for name, pinned in PUBLIC_CODES.items() if pinned == released.manifest.vocabulary_hash), None)
-    if codes is None and known is None:
-        raise UsageError("a file of whole texts must be audited with its code bundle; name its folder with --codes")
-    bundle = read_code(codes or known or "")
-    if bundle.pairs != (second_column is not None):
-        wanted = "two texts a record, with --text-column-2" if bundle.pairs else "one text, without --text-column-2"
-        raise UsageError(f"the original must be read as the file was made from it: {wanted}")
-    found = audit_codes(
-        released,
-        read_originals(
-            original,
-            text_column=text_column,
-            second_column=second_column,
-            attributes=attributes,
-            author=author,
-            public=public_text,
-            public_text_column=public_text_column,
-            policy=read_policy(policy),
-        ),
-        bundle=bundle,
-        encoder=read_encoder(bundle.model if encoder is None else encoder),
-        language_model=language_model,
-        quick=quick,
-        seed=seed,
-        narrator=output,
-    )
-    report = code_audit_to_json(found)
-    if out is not None:
-        (written,) = write_files(out, {JSON: json.dumps(report, indent=2) + "\n"})
-        output.say(f"report: {written}")
-    if as_json:
-        show_json(report)
-    else:
-        show(code_audit_table(found))
-
-
-def code_audit_table(found: CodeAudit) -> str:
-    """Make the table of what is learned from codes, for a terminal."""
-    named = [
-        [f"the text, among {item.candidates:,}", *_share(item.first), f"{item.chance:.2%}", _most(item.bound)]
-        for item in found.naming
-    ]
-    named += [
-        [f"the same from {item.releases} releases", *_share(item.first), f"{item.chance:.2%}", _most(item.bound)]
-        for item in found.repeated
-        if item.releases > 1
-    ]
-    read = [
-        [f"{item.what}, {item.reader}", *_share(item.first), f"{item.blind:.1%}", _most(item.bound)]
-        for item in found.readings
-    ]
-    read += [
-        [
-            f"two sets of {item.codes} codes of one author",
-            *_share(item.first),
-            f"{item.chance:.1%}",
-            _most(item.bound),
-        ]
-        for item in found.authors
-    ]
-    read += [
-        [
-            f"a text of {item.copies} codes in a tuned head",
-            *_share(item.first),
-            f"{item.chance:.1%}",
-            _most(item.bound),
-        ]
-        for item in found.canaries
-    ]
-    fit, member = found.fit, found.membership
-    beside = ["right", "95 % interval", "n", "without the file", "at most"]
-    return "\n".join(
-        [
-            f"{found.records:,} texts, each a code at epsilon = {found.epsilon:g}; a code says {found.bits:.2f} bits "
-            "about which text it is of",
-            "",
-            columns(["named by the best attack", *beside], named),
-            "",
-            columns([f"read after learning from {found.learned_from}", *beside], read),
-            "",
-            *_describe_label(found.strongest_reader),
-            *(f"two sets of {item.codes} codes of one author: area {_area(item.area)}" for item in found.authors),
-            *(
-                [
-                    f"which of two texts a head was tuned on: area {_area(member.area)}, {member.chance:g} without the "
-                    f"head, at most {math.ceil(1000 * member.bound) / 1000:.3f} ({member.models} heads, "
-                    f"{member.texts:,} texts)"
-                ]
-                if member is not None
-                else []
-            ),
-            f"codewords that are preferred ones: {fit.hits:.2%}, stated {fit.stated:.2%}; spent at least "
-            f"epsilon = {math.floor(100 * fit.spent) / 100:.2f}, and at most {ceil_nats(fit.largest)} could have been "
-            "shown by so many texts",
-            *(f"not run: {item.attack}: {item.reason}" for item in found.skipped),
-            *(f"warning: {warning}" for warning in found.warnings),
-            *([] if found.warnings else ["nothing speaks against the stated epsilon"]),
-        ]
-    )
-
-
-def _describe_label(reading: Reading) -> list[str]:
-    """Describe what the label beside a code tells of its words, and what the code adds to that."""
-    if reading.label_alone is None or reading.beyond is None:
-        return []
-    value, low, high = (f"{100 * share:+.1f}" for share in reading.beyond)
-    return [
-        f"{reading.what} by the label alone, which travels beside the code: {reading.label_alone:.1%}; the "
-        f"{reading.reader} reader adds {value} points ({low} to {high}) to the better guess without a code"
-    ]
-
-
-def _most(bound: float) -> str:
-    """A bound in the table's percent: rounded up, so that it is one as it stands."""
-    return ceil_percent(bound).replace(" ", "")
-
-
-def _share(share: Share) -> list[str]:
-    return [*percent(share), f"{share.n:,}"]
-
-
-def _area(area: Share | Estimate) -> str:
-    return f"{area.value:.3f} ({area.low:.3f} to {area.high:.3f})"
-
-
 def audit_table(found: AuditReport) -> str:
     """Every attack and the bound on all of their kind, for a terminal."""
     rows = [
-        [result.title, *percent(result.score.all_tokens.first), f"{result.score.all_tokens.chance:.1%}", whole]
+        [result.title, *format_share(result.score.all_tokens.first), f"{result.score.all_tokens.chance:.1%}", whole]
         for result in found.results
         for whole in ["" if result.detail.words is None else f"{result.detail.words.first.value:.1%}"]
     ]
     if found.bound is not None:
-        rows.append(["any attack without context", *percent(found.bound.success), "", ""])
+        rows.append(["any attack without context", *format_share(found.bound.success), "", ""])
     lines = [
         f"{found.records:,} of {found.of_records:,} {found.unit}, {found.tokens:,} tokens, {found.mechanism} at "
         f"eta = {found.eta:g}; {found.unchanged.value:.1%} of the tokens are unchanged",
@@ -495,8 +312,8 @@ def _with_interval(share: Share) -> str:
 def attribute_table(result: AttributeResult) -> str:
     """How well one column is inferred, for a terminal."""
     several = "" if result.attackers[0].of_several is None else f"{result.attackers[0].of_several.value:.1%}"
-    rows = [[f"{attacker.name} attacker", *percent(attacker.first)] for attacker in result.attackers]
-    rows.append(["unprotected texts", *percent(result.unprotected.first)])
+    rows = [[f"{attacker.name} attacker", *format_share(attacker.first)] for attacker in result.attackers]
+    rows.append(["unprotected texts", *format_share(result.unprotected.first)])
     rows.append(["without the file", f"{result.chance:.1%}", ""])
     head = f"{result.column}: {result.values} values, {result.texts:,} texts" + (
         f"; among five guesses {several}" if several else ""

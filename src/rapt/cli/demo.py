@@ -10,10 +10,9 @@ import typer
 
 from rapt.cli import output
 from rapt.cli.options import AsJson
-from rapt.cli.output import format_table, show, show_json
+from rapt.cli.output import format_share, format_table, show, show_json
 
 if TYPE_CHECKING:
-    from rapt.audit.intervals import Share
     from rapt.demo.plan import DemoResult
 
 
@@ -49,14 +48,14 @@ def demo(
 def result_table(result: DemoResult) -> str:
     """The runs and the attacks, for a terminal."""
     plan = result.plan
-    rows = [[row.name, *percent(row.accuracy)] for row in result.rows]
+    rows = [[row.name, *format_share(row.accuracy)] for row in result.rows]
     attacks = [
-        [found.title, *percent(found.score.all_tokens.first), f"{found.score.all_tokens.chance:.1%}"]
+        [found.title, *format_share(found.score.all_tokens.first), f"{found.score.all_tokens.chance:.1%}"]
         for found in result.audit.results
     ]
     leak = result.leak
     naming = [
-        [f"{item.candidates:,}", *percent(item.first), f"{item.chance:.2%}", f"{item.bound:.1%}"]
+        [f"{item.candidates:,}", *format_share(item.first), f"{item.chance:.2%}", f"{item.bound:.1%}"]
         for item in result.codes.naming
     ]
     return "\n".join(
@@ -84,8 +83,3 @@ def result_table(result: DemoResult) -> str:
             f"{result.seconds:.0f} s in all",
         ]
     )
-
-
-def percent(share: Share) -> tuple[str, str]:
-    """A share and its interval, in percent."""
-    return f"{share.value:.1%}", f"{share.low:.1%} to {share.high:.1%}"

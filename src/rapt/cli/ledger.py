@@ -9,11 +9,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from rapt.cli.options import AsJson
+from rapt.cli.options import (
+    AsJson,
+    Cap,
+)
 from rapt.cli.output import format_table, say, show, show_json
 from rapt.errors import LedgerError, UsageError
 from rapt.narration import write_count
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from rapt.local.ledger_file import Cap, Caps
     from rapt.local.ledger_key import KeyPlace
     from rapt.local.ledger_report import LedgerSummary, Spending
+
 
 LedgerFile = Annotated[
     Path | None,
@@ -393,3 +397,33 @@ def _describe_caps(caps: Caps) -> str:
         if cap.in_all is not None:
             found.append(f"{cap.in_all:g} {in_all} in all")
     return ", ".join(found) or "none"
+
+
+_MOST_KEY_BYTES: Final = 80
+
+
+def check_receipt(receipt: Path, *, used: tuple[Path | None, ...], overwrite: bool) -> None:
+    """Refuse a receipt that would replace another file of the run, or cannot be written, before any work."""
+    from rapt.whole_files import check_target
+    from rapt.wire.privatized_writer import name_partial
+
+    for path in used:
+        for taken in () if path is None else (path, name_partial(path)):
+            if receipt.resolve() == taken.resolve() or (
+                receipt.exists() and taken.exists() and receipt.samefile(taken)
+            ):
+                raise UsageError("the receipt must be another file than IN, OUT and the key; choose another name")
+    if not receipt.absolute().parent.is_dir():
+        raise UsageError("the receipt must lie in a folder that exists; make it, or choose another")
+    check_target(receipt, overwrite=overwrite)
+    refuse_key(receipt)
+
+
+def refuse_key(path: Path) -> None:
+    """Refuse to write over what looks like the key of a ledger, wherever it lies: without it the ledger is lost."""
+    try:
+        content = path.read_bytes() if path.is_file() and path.stat().st_size <= _MOST_KEY_BYTES else b""
+    except OSError:
+        return
+    if re.fullmatch(rb"[0-9a-f]{64}\s*", content):
+        raise UsageError("the file to write must not be the key of a ledger, which it looks like; choose another name")

@@ -31,6 +31,9 @@ from rapt.whole_files import write_whole
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from rapt.audit.intervals import Share
+
+
 # What stands for a letter where a stream's encoding does not have it.
 _IN_ASCII = {
     **{"ε": "eps", "η": "eta", "δ": "delta", "λ": "lambda", "α": "alpha", "β": "beta", "σ": "sigma", "χ": "chi"},
@@ -296,3 +299,8 @@ def _make_bar() -> Progress:
 def _is_numeric(rows: Sequence[Sequence[str]], column: int) -> bool:
     cells = [row[column] for row in rows]
     return column > 0 and bool(cells) and all(cell[:1].isdigit() or cell[:1] in "-−+.≤≥" for cell in cells if cell)
+
+
+def format_share(share: Share) -> tuple[str, str]:
+    """Format a share and its interval, in percent."""
+    return f"{share.value:.1%}", f"{share.low:.1%} to {share.high:.1%}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from rapt.cli.ledger import LedgerKey, Of, choose_ledger, read_key_place, say_what_was_counted
+from rapt.cli.ledger import (
+    LedgerKey,
+    Of,
+    check_receipt,
+    choose_ledger,
+    read_key_place,
+    refuse_key,
+    say_what_was_counted,
+)
 from rapt.cli.options import (
     AllowLargeEpsilon,
     AllowUnproved,
@@ -65,8 +72,6 @@ _OF_TOKENS: Final = {
     "length_bucket": "--length-bucket",
 }
 _OF_CODES: Final = {"codes": "--codes", "encoder": "--encoder", "allow_large_epsilon": "--allow-large-epsilon"}
-
-_MOST_KEY_BYTES: Final = 80
 
 
 class Format(StrEnum):
@@ -311,7 +316,7 @@ def privatize(
                 )
     key = read_key_place(ledger_key)
     if receipt is not None:
-        _check_receipt(receipt, used=(source, target, key if isinstance(key, Path) else None), overwrite=overwrite)
+        check_receipt(receipt, used=(source, target, key if isinstance(key, Path) else None), overwrite=overwrite)
     account = choose_ledger(
         project,
         ledger=ledger,
@@ -327,7 +332,7 @@ def privatize(
         refuse_ledger_files(target, source, ledger=account.path, key=account.key)
         if receipt is not None:
             refuse_ledger_files(receipt, source, ledger=account.path, key=account.key)
-    _refuse_key(target)
+    refuse_key(target)
     replaced = overwrite and target.exists()
     stream = secure_stream() if insecure_seed is None else insecure_stream(insecure_seed)
     if insecure_seed is not None:
@@ -465,33 +470,6 @@ def load_codes(codes: str, *, epsilon: float, encoder: str | None, allow_large: 
         named = bound_guess(epsilon, among=1000)
         say(f"rapt: warning: a text may be named among 1,000 others in {100 * named:.2f} % of cases at this epsilon")
     return found
-
-
-def _check_receipt(receipt: Path, *, used: tuple[Path | None, ...], overwrite: bool) -> None:
-    """Refuse a receipt that would replace another file of the run, or cannot be written, before any work."""
-    from rapt.whole_files import check_target
-    from rapt.wire.privatized_writer import name_partial
-
-    for path in used:
-        for taken in () if path is None else (path, name_partial(path)):
-            if receipt.resolve() == taken.resolve() or (
-                receipt.exists() and taken.exists() and receipt.samefile(taken)
-            ):
-                raise UsageError("the receipt must be another file than IN, OUT and the key; choose another name")
-    if not receipt.absolute().parent.is_dir():
-        raise UsageError("the receipt must lie in a folder that exists; make it, or choose another")
-    check_target(receipt, overwrite=overwrite)
-    _refuse_key(receipt)
-
-
-def _refuse_key(path: Path) -> None:
-    """Refuse to write over what looks like the key of a ledger, wherever it lies: without it the ledger is lost."""
-    try:
-        content = path.read_bytes() if path.is_file() and path.stat().st_size <= _MOST_KEY_BYTES else b""
-    except OSError:
-        return
-    if re.fullmatch(rb"[0-9a-f]{64}\s*", content):
-        raise UsageError("the file to write must not be the key of a ledger, which it looks like; choose another name")
 
 
 def split_names(names: str) -> tuple[str, ...]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-import logging.config
 import socket
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from types import FrameType
-from typing import Any, Final
+from typing import Final
 
 import uvicorn
 from starlette.applications import Starlette
@@ -30,21 +28,9 @@ from rapt.gateway.upstream import Upstream
 from rapt.gateway.words import Rewrite, WordAsking
 from rapt.local.policy.policy import Policy
 from rapt.local.policy.policy_privatizer import PolicyPrivatizer
+from rapt.narration import log_to_stderr
 from rapt.this_machine import is_loopback
 
-# No line of it has a path, a header or a body.
-_LOGGING: Final[dict[str, Any]] = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-    "loggers": {
-        "rapt": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
-        "uvicorn": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
-        # It tells of bytes in a form that it does not like, and those are a user's.
-        "python_multipart": {"level": "CRITICAL", "propagate": False},
-    },
-}
 _BACKLOG: Final = 1024
 _GRACE: Final = 4  # s, for answers that are on their way when the gateway is asked to stop
 _OF_ROUTES: Final = {404: "no such route at the gateway", 405: "the route does not have this method"}
@@ -184,7 +170,7 @@ class _Server(uvicorn.Server):
 
 def serve_on(listener: socket.socket, app: Door, *, on_ready: Callable[[uvicorn.Server], None]) -> None:
     """Serve until a signal, or until somebody sets `should_exit` of what `on_ready` was given."""
-    logging.config.dictConfig(_LOGGING)
+    log_to_stderr()
     config = uvicorn.Config(
         app,
         log_config=None,

@@ -15,13 +15,13 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 from rapt.arguments import check_arguments
 from rapt.cluster import Cluster
 from rapt.errors import BudgetError, CorpusError, UsageError, WireError, name_record
 from rapt.local.corpus_check import CorpusCheck, check_corpus, join_rows, joins_pairs, read_rows
-from rapt.local.corpus_formats import Columns, FileFormat, Findings, LabelledText, Reading, Row
+from rapt.local.corpus_formats import Columns, FileFormat, Findings, LabelledText, Reading, Row, find_source
 from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.ledger import Ledger
 from rapt.local.ledger_place import refuse_ledger_files
@@ -97,7 +97,7 @@ def read_corpus(
             count lines and records from 1.
         UsageError: The format is unknown or needs an extra, or both columns are the same.
     """
-    source, kind = _source(path, file_format, delimiter=delimiter, header=header)
+    source, kind = find_source(path, file_format, delimiter=delimiter, header=header)
     if text_column == label_column:
         raise UsageError(
             f"text and label must be different columns, got {text_column!r} for both; labels leave in clear"
@@ -126,7 +126,7 @@ def read_columns(path: Path, names: Sequence[str], *, text_column: str | None = 
     """
     if len(set(names)) != len(names):
         raise UsageError("a column must be kept once, got one twice; name it once")
-    source, kind = _source(path, None, delimiter=None, header=True)
+    source, kind = find_source(path, None, delimiter=None, header=True)
     if text_column in names:
         raise UsageError("a column that is kept must be another than that of the text by which records are passed over")
     texts = () if text_column is None else (text_column,)
@@ -217,7 +217,7 @@ def privatize_corpus(
             seed, or a kept record that the ledger does not know.
         WireError: The unfinished file was begun with other settings, or is damaged.
     """
-    source, kind = _source(source, file_format, delimiter=delimiter, header=header)
+    source, kind = find_source(source, file_format, delimiter=delimiter, header=header)
     target = Path(target)
     check_output(target, source=source, overwrite=overwrite)
     if isinstance(ledger, Ledger):
@@ -393,39 +393,6 @@ def check_output(target: Path, *, source: Path, overwrite: bool) -> None:
         if path.exists() and source.exists() and path.samefile(source):
             raise UsageError("the output must be another file than the source; choose another name")
     check_target(target, overwrite=overwrite)
-
-
-def _source(
-    path: Path | str, file_format: FileFormat | None, *, delimiter: str | None, header: bool
-) -> tuple[Path, FileFormat]:
-    """The source and its format, which a delimiter must fit."""
-    kind = _format_of(Path(path), file_format)
-    if (delimiter is not None or not header) and kind not in ("csv", "tsv"):
-        raise UsageError(
-            f"a delimiter, and columns without a header, must be of csv or tsv, got {kind}; leave them out"
-        )
-    if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n' or not is_unicode(delimiter)):
-        raise UsageError("a delimiter must be one character, and no quote or line end; such as ; or a tab")
-    return Path(path), kind
-
-
-_FORMATS: Final[tuple[FileFormat, ...]] = get_args(FileFormat)
-
-
-def _format_of(path: Path, file_format: FileFormat | None) -> FileFormat:
-    packed = path.suffix.lower() in (".gz", ".zst")
-    suffix = (Path(path.stem) if packed else path).suffix.lower().removeprefix(".")
-    suffix = file_format or {"ndjson": "jsonl", "json": "jsonl"}.get(suffix, suffix)
-    if packed and suffix in ("parquet", "dataset"):
-        raise UsageError(f"a corpus in columns must not be compressed, got {suffix}; unpack it first")
-    for known in _FORMATS:
-        if suffix == known:
-            return known
-    if file_format is None and path.is_dir():  # what `save_to_disk` wrote has Arrow files alone
-        return "parquet" if any(path.glob("*.parquet")) else "dataset"
-    raise UsageError(
-        f"the format of a corpus must be one of {', '.join(_FORMATS)}, got {suffix!r}; state it (`file_format`)"
-    )
 
 
 _CHUNK: Final = 512

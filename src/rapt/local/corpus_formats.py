@@ -1,4 +1,4 @@
-"""Values that a corpus is read into, and its lines, whatever their encoding and compression.
+"""The format of a corpus, the values that it is read into, and its lines, whatever their encoding and compression.
 
 Messages name lines, counted from 1 with the header among them, never what stands there. JSON is read in `json_formats`,
 CSV and TSV in `separated_formats`, Parquet and saved datasets in `columnar_formats`.
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final, Literal, NoReturn, cast
+from typing import Any, Final, Literal, NoReturn, cast, get_args
 
 from rapt.errors import CorpusError, UsageError
 from rapt.local.vocabulary import is_unicode
@@ -289,3 +289,40 @@ def is_empty(value: object) -> bool:
 
 
 Reader = Callable[[Path, Columns, Findings], Generator[Row | None, None, None]]
+
+
+def find_source(
+    path: Path | str, file_format: FileFormat | None, *, delimiter: str | None, header: bool
+) -> tuple[Path, FileFormat]:
+    """Return the source and its format, which a delimiter must fit.
+
+    Raises:
+        UsageError: The format is none that is read, or a delimiter or a missing header is of another one.
+    """
+    kind = _find_format(Path(path), file_format)
+    if (delimiter is not None or not header) and kind not in ("csv", "tsv"):
+        raise UsageError(
+            f"a delimiter, and columns without a header, must be of csv or tsv, got {kind}; leave them out"
+        )
+    if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n' or not is_unicode(delimiter)):
+        raise UsageError("a delimiter must be one character, and no quote or line end; such as ; or a tab")
+    return Path(path), kind
+
+
+_FORMATS: Final[tuple[FileFormat, ...]] = get_args(FileFormat)
+
+
+def _find_format(path: Path, file_format: FileFormat | None) -> FileFormat:
+    packed = path.suffix.lower() in (".gz", ".zst")
+    suffix = (Path(path.stem) if packed else path).suffix.lower().removeprefix(".")
+    suffix = file_format or {"ndjson": "jsonl", "json": "jsonl"}.get(suffix, suffix)
+    if packed and suffix in ("parquet", "dataset"):
+        raise UsageError(f"a corpus in columns must not be compressed, got {suffix}; unpack it first")
+    for known in _FORMATS:
+        if suffix == known:
+            return known
+    if file_format is None and path.is_dir():  # what `save_to_disk` wrote has Arrow files alone
+        return "parquet" if any(path.glob("*.parquet")) else "dataset"
+    raise UsageError(
+        f"the format of a corpus must be one of {', '.join(_FORMATS)}, got {suffix!r}; state it (`file_format`)"
+    )

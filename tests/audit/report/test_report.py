@@ -50,6 +50,7 @@ FORMAL = FormalSide(
 KNOWN = KnownPlaintext(
     known=2400, seeds=1044, seed=None, tests=(SharedNoise(name="moves", agree=41, pairs=80, p=0.46),)
 )
+LOSS = Figure(title="Loss", across="step", up="nats", lines=(Line(name="RAPT", points=((0.0, 1.5), (9.0, 0.75))),))
 HOSTILE = "<script>alert('x')</script><img src=https://evil.example/x>"
 
 
@@ -86,11 +87,7 @@ def full(found):
         utility=Utility(
             task="Sentiment", rows=(UtilityRow(name="RAPT", accuracy=share, seeds=(0, 1), note="note"),), chance=0.341
         ),
-        figures=(
-            Figure(
-                title="Loss", across="step", up="nats", lines=(Line(name="RAPT", points=((0.0, 1.5), (9.0, 0.75))),)
-            ),
-        ),
+        figures=(LOSS,),
         examples=(Example(before="the secret text", after="that sacred test"),),
         formal=FORMAL,
         known_plaintext=KNOWN,

@@ -7,7 +7,6 @@ from a file. SanText and TEM are here; `soft_pos` adds word classes to the metri
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +24,6 @@ from rapt.local.mechanisms.interface import MechanismKind, Option, Promise
 from rapt.local.mechanisms.metric import LARGEST_DROP, PublicMetric, Scores
 from rapt.local.privacy_loss import PrivacyLoss, pure_loss
 from rapt.local.vocabulary import Vocabulary
-from rapt.whole_files import write_whole
 from rapt.wire.mechanism_setting import MechanismSetting, check_eta
 from rapt.wire.strict_json import parse_object
 
@@ -92,13 +90,6 @@ def count_tokens(texts: Sequence[str], vocabulary: Vocabulary) -> OutputPrior:
     for ids in vocabulary.encode(texts):
         np.add.at(counts, ids, 1)
     return OutputPrior(counts=counts[vocabulary.eligible])
-
-
-def write_output_prior(prior: OutputPrior, path: Path, *, vocabulary: Vocabulary) -> None:
-    """Write a file that `read_output_prior` reads; tokens that were not counted are left out."""
-    names = vocabulary.tokens(vocabulary.eligible.tolist())
-    held = {name: int(count) for name, count in zip(names, prior.counts, strict=True) if count}
-    write_whole(path, json.dumps(held, ensure_ascii=True) + "\n")
 
 
 EUCLIDEAN: Final = "euclidean"

@@ -9,7 +9,6 @@ import asyncio
 import functools
 import json
 import logging
-import logging.config
 import os
 import signal
 import socket
@@ -27,6 +26,7 @@ import torch
 import uvicorn
 
 from rapt.errors import UsageError
+from rapt.narration import log_to_stderr
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.opening import check_model_files, chosen_dtype
 from rapt.service.backbone.placement import choose_device
@@ -45,21 +45,6 @@ from rapt.this_machine import is_loopback
 from rapt.whole_files import write_whole
 
 log = logging.getLogger(__name__)
-
-# uvicorn's own access log has paths and queries in it, so it is off; `middleware.Envelope` writes ours.
-LOGGING: Final[dict[str, Any]] = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-    "loggers": {
-        "rapt": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
-        "uvicorn": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
-        # It tells of bytes in a form that it does not like, and those come from outside.
-        "python_multipart": {"level": "CRITICAL", "propagate": False},
-    },
-}
-
 
 # How long answers that are on their way may go on when the service is asked to stop, s; then they become 503. All
 # that ends in order has ended by the last, and what has not is safe where it stands: as after a crash.
@@ -322,7 +307,7 @@ def stop_at_signals() -> Iterator[Callable[[], None]]:
 
 
 def _prepare_process(settings: Settings) -> None:
-    logging.config.dictConfig(LOGGING)
+    log_to_stderr()
     warn_of_unknown_variables(os.environ)
     if settings.torch_threads is not None:
         torch.set_num_threads(settings.torch_threads)
