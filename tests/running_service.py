@@ -44,7 +44,7 @@ def running_service(
     with listen(chosen) as listener:
         thread = Thread(target=run, name="service")
         thread.start()
-        server, url, error = ready.get(timeout=60)
+        server, url, error = ready.get(timeout=300)
         if error is not None:
             thread.join()
             raise error
