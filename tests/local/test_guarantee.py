@@ -12,13 +12,13 @@ import pytest
 
 from rapt.errors import MechanismError, UsageError
 from rapt.local.deniability import measure_deniability, measure_every_token, measure_unchanged
+from rapt.local.exposures import PROTECTS_NOTHING
 from rapt.local.guarantee import DELTA, state_privacy
 from rapt.local.mechanisms import MECHANISMS, make_mechanism
 from rapt.local.mechanisms.laplace import sample_noise
 from rapt.local.own_texts import FileShape, OwnTexts
 from rapt.local.privacy_loss import compose, laplace_loss
 from rapt.local.retention import KindShare, measure_words
-from rapt.local.statement import PROTECTS_NOTHING
 from rapt.local.vocabulary import load_vocabulary
 from rapt.wire.manifest import NO_PLAIN_TOKENS, LabelPrivacy, PlainTokens, Randomness
 from rapt.wire.mechanism_setting import MechanismSetting

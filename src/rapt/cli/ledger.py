@@ -13,10 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from rapt.cli.options import (
-    AsJson,
-    Cap,
-)
+from rapt.cli.options import AsJson
 from rapt.cli.output import format_table, say, show, show_json
 from rapt.errors import LedgerError, UsageError
 from rapt.narration import write_count
@@ -26,7 +23,6 @@ if TYPE_CHECKING:
     from rapt.local.ledger_file import Cap, Caps
     from rapt.local.ledger_key import KeyPlace
     from rapt.local.ledger_report import LedgerSummary, Spending
-
 
 LedgerFile = Annotated[
     Path | None,

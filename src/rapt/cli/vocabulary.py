@@ -109,9 +109,10 @@ def show_figures(
     """
     from dataclasses import asdict
 
+    from rapt.local.calibration import measure_figures
     from rapt.local.randomness import secure_stream
     from rapt.local.vocabulary import load_vocabulary
-    from rapt.local.vocabulary_check import check_vocabulary, measure_figures
+    from rapt.local.vocabulary_check import check_vocabulary
 
     loaded = load_vocabulary(model)
     trusted, because = True, None

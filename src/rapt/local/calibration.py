@@ -1,6 +1,7 @@
 """Choosing η for a target, because a value of η means nothing by itself and does not carry over to another table.
 
-Targets: a share of tokens that stay themselves, or ε at a distance. The success of an attack as target is in
+Targets: a share of tokens that stay themselves, or ε at a distance. For whoever is about to choose a model,
+`measure_figures` says what η means in its vocabulary, and how fast it goes. The success of an attack as target is in
 `rapt.audit.calibration`. How a target is searched, and what the reported error is, stands in `calibration_search`.
 
 Everything here is public: the table, the mechanism, and the weighting unless it says that it is private.
@@ -9,6 +10,7 @@ Everything here is public: the table, the mechanism, and the weighting unless it
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
@@ -30,12 +32,13 @@ from rapt.local.calibration_search import (
 )
 from rapt.local.distances import TableDistances, measure_distances
 from rapt.local.guarantee import DELTA
-from rapt.local.mechanisms import find_promise, find_space
+from rapt.local.mechanisms import find_promise, find_space, make_mechanism
 from rapt.local.mechanisms.interface import Mechanism
 from rapt.local.privacy_loss import PrivacyLoss, choose_loss_step, compose
 from rapt.local.text_page import write_scientific
 from rapt.local.vocabulary import Vocabulary
-from rapt.local.weighting import Weighting
+from rapt.local.weighting import Weighting, weigh_running_text
+from rapt.wire.model_files import is_short
 
 DRAWS: Final = 4096
 # Named distances, by the attribute of `TableDistances`.
@@ -396,4 +399,64 @@ def _description(found: Calibration) -> str:
     return (
         f"From η = {first.eta:.4g} to {last.eta:.4g} the share of unchanged tokens rises from "
         f"{100 * first.unchanged:.1f} to {100 * last.unchanged:.1f} percent. Chosen: η = {found.eta:g}."
+    )
+
+
+_DRAWS_OF_FIGURES: Final = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularyFigures:
+    """What can be said of a vocabulary without anybody's text.
+
+    Attributes:
+        tokens: V, rows of the table.
+        eligible: Tokens that may be an output.
+        dimension: e, numbers of a row.
+        table_bytes: Bytes of the table as a bundle holds it.
+        half_eta: η of the Laplace mechanism at which half of running public text stays; None where no η reaches that.
+        tokens_a_second: Tokens that this machine privatizes in a second there.
+    """
+
+    tokens: int
+    eligible: int
+    dimension: int
+    table_bytes: int
+    half_eta: float | None
+    tokens_a_second: float | None
+
+
+def measure_figures(
+    vocabulary: Vocabulary, *, rng: np.random.Generator, on_progress: Callable[[int], None] | None = None
+) -> VocabularyFigures:
+    """Measure the figures, in seconds for a table of usual size.
+
+    Args:
+        vocabulary: Vocabulary to measure.
+        rng: Source of the draws; nothing private depends on it.
+        on_progress: Called with the number of η tried so far.
+    """
+
+    def make(eta: float) -> Mechanism:
+        return make_mechanism("laplace", vocabulary=vocabulary, eta=eta)
+
+    eta, speed = None, None
+    weighting = weigh_running_text(vocabulary)
+    curve = UnchangedCurve(make, weighting, draws=_DRAWS_OF_FIGURES, rng=rng, on_progress=on_progress)
+    try:
+        eta = find_crossing(curve, target=0.5, start=guess_eta(vocabulary, measure_distances(vocabulary)), factor=2.0)
+    except UsageError:  # tokens that are one point of the table stay or go by chance at any η
+        pass
+    else:
+        mechanism, tokens = make(eta), weighting.sample(_DRAWS_OF_FIGURES)
+        begin = time.perf_counter()
+        mechanism.privatize(tokens, rng=rng)
+        speed = _DRAWS_OF_FIGURES / (time.perf_counter() - begin)
+    return VocabularyFigures(
+        tokens=vocabulary.size,
+        eligible=len(vocabulary.eligible),
+        dimension=vocabulary.dimension,
+        table_bytes=(2 if is_short(vocabulary.embeddings) else 4) * vocabulary.embeddings.size,
+        half_eta=eta,
+        tokens_a_second=speed,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from rapt.wire.manifest import (
     CLUSTER_SOURCE,
@@ -16,6 +17,11 @@ from rapt.wire.manifest import (
 )
 from rapt.wire.mechanism_setting import Unit
 from rapt.wire.policy_setting import KindSetting, describe_policy
+
+PROTECTS_NOTHING: Final = (
+    "THIS PROTECTS NOTHING. The noise came from a seed that is written in the file, so anyone can draw it again and "
+    "read the text. Privatize again without a seed before anything leaves this machine."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from rapt.local.deniability import PlausibleDeniability, Spread, UnchangedShare
 from rapt.local.distances import TableDistances
-from rapt.local.exposures import Exposure
+from rapt.local.exposures import PROTECTS_NOTHING, Exposure
 from rapt.local.mechanisms.interface import Noise
 from rapt.local.own_texts import OFTEN, FileShape, OwnTexts
 from rapt.local.retention import KindShare, WordChance
@@ -35,10 +35,6 @@ from rapt.wire.mechanism_setting import GuaranteeStatus, MechanismSetting
 from rapt.wire.policy_setting import KindSetting, describe_policy, dump_policy
 
 SCHEMA: Final = "rapt.statement/2"
-PROTECTS_NOTHING: Final = (
-    "THIS PROTECTS NOTHING. The noise came from a seed that is written in the file, so anyone can draw it again and "
-    "read the text. Privatize again without a seed before anything leaves this machine."
-)
 CHANGES_NOTHING: Final = (
     "THIS PROTECTS NEXT TO NOTHING. Nearly every token that was tried stays as it is at this eta, so the file reads as "
     "the text did. Privatize again with a smaller eta before anything leaves this machine."

@@ -13,29 +13,19 @@ In MiniLM's table this finds 5,738 common words that were lengthened by three te
 the time then, and one row that was lengthened threefold. A hundred rows that were lengthened by a half are inside of
 any law that honest tables keep to: whoever has no other copy of the table sees them only in the shares by kind of
 word of a privacy statement, if they are of one kind.
-
-Figures of a vocabulary, for whoever is about to choose a model, are here too: what η means in it, and how fast it goes.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.errors import RaptError, UsageError, VocabularyError
-from rapt.local.calibration import guess_eta
-from rapt.local.calibration_search import UnchangedCurve, find_crossing
-from rapt.local.distances import measure_distances, measure_isolation
-from rapt.local.mechanisms import Mechanism, make_mechanism
+from rapt.errors import RaptError, VocabularyError
+from rapt.local.distances import measure_isolation
 from rapt.local.vocabulary import Vocabulary, load_vocabulary
-from rapt.local.weighting import weigh_running_text
 from rapt.public_models import PUBLIC_MODELS
-from rapt.wire.model_files import is_short
 from rapt.wire.vocabulary_bundle import VocabularyBundle, shorten_hash
 
 # Greatest share of rows beyond the median by three times its distance to the lower quartile, and how fast it falls.
@@ -113,63 +103,3 @@ def count_different_rows(bundle: VocabularyBundle, copy: VocabularyBundle) -> in
         return longer
     same = (ours[:shared] == theirs[:shared]).all(axis=1)
     return longer - int(same.sum())
-
-
-DRAWS: Final = 2048
-
-
-@dataclass(frozen=True, kw_only=True)
-class VocabularyFigures:
-    """What can be said of a vocabulary without anybody's text.
-
-    Attributes:
-        tokens: V, rows of the table.
-        eligible: Tokens that may be an output.
-        dimension: e, numbers of a row.
-        table_bytes: Bytes of the table as a bundle holds it.
-        half_eta: η of the Laplace mechanism at which half of running public text stays; None where no η reaches that.
-        tokens_a_second: Tokens that this machine privatizes in a second there.
-    """
-
-    tokens: int
-    eligible: int
-    dimension: int
-    table_bytes: int
-    half_eta: float | None
-    tokens_a_second: float | None
-
-
-def measure_figures(
-    vocabulary: Vocabulary, *, rng: np.random.Generator, on_progress: Callable[[int], None] | None = None
-) -> VocabularyFigures:
-    """Measure the figures, in seconds for a table of usual size.
-
-    Args:
-        vocabulary: Vocabulary to measure.
-        rng: Source of the draws; nothing private depends on it.
-        on_progress: Called with the number of η tried so far.
-    """
-
-    def make(eta: float) -> Mechanism:
-        return make_mechanism("laplace", vocabulary=vocabulary, eta=eta)
-
-    eta, speed = None, None
-    weighting = weigh_running_text(vocabulary)
-    curve = UnchangedCurve(make, weighting, draws=DRAWS, rng=rng, on_progress=on_progress)
-    try:
-        eta = find_crossing(curve, target=0.5, start=guess_eta(vocabulary, measure_distances(vocabulary)), factor=2.0)
-    except UsageError:  # tokens that are one point of the table stay or go by chance at any η
-        pass
-    else:
-        mechanism, tokens = make(eta), weighting.sample(DRAWS)
-        begin = time.perf_counter()
-        mechanism.privatize(tokens, rng=rng)
-        speed = DRAWS / (time.perf_counter() - begin)
-    return VocabularyFigures(
-        tokens=vocabulary.size,
-        eligible=len(vocabulary.eligible),
-        dimension=vocabulary.dimension,
-        table_bytes=(2 if is_short(vocabulary.embeddings) else 4) * vocabulary.embeddings.size,
-        half_eta=eta,
-        tokens_a_second=speed,
-    )

@@ -14,8 +14,7 @@ from typing import Any, Final
 
 from rapt.arguments import check_arguments
 from rapt.errors import MechanismError
-from rapt.local.exposures import Exposure, list_policy_exposures, list_trusted_machines
-from rapt.local.statement import PROTECTS_NOTHING
+from rapt.local.exposures import PROTECTS_NOTHING, Exposure, list_policy_exposures, list_trusted_machines
 from rapt.local.text_page import ceil_nats, ceil_odds, ceil_percent, facts, items, table, wrap
 from rapt.wire.manifest import Arrangement, LabelPrivacy, Manifest
 from rapt.wire.mechanism_setting import USUAL_EPSILON, check_epsilon
