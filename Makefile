@@ -20,8 +20,9 @@ demo: $(READY)  ## the main job on real text: privatize, tune, predict, attack; 
 	$(BIN)/rapt demo --out rapt-demo
 
 # One thread for each process of the tests; a file stays in one process, because its tests share what they set up. Files
-# come in their order: in xdist's own those with few tests come last, and some of these take longest.
-ON_ALL_CORES := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
+# come in their order: in xdist's own those with few tests come last, and some of these take longest. What is compiled is
+# kept whatever the environment says: a hundred processes import the same files.
+ON_ALL_CORES := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 test: $(READY)  ## every test that CI runs, on all cores
 	$(ON_ALL_CORES)
 

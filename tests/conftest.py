@@ -4,6 +4,7 @@ Statistical tests draw from `rng`, which is fixed by `--seed` and the test's nam
 in every test, and fresh everywhere with another `--seed`, as the nightly run does.
 """
 
+import gc
 import os
 import zlib
 from pathlib import Path
@@ -44,6 +45,17 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
     parser.addoption("--network", action="store_true", help="run the tests marked network as well")
     parser.addoption("--seed", type=int, default=DEFAULT_SEED, help="seed of all statistical tests")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Look for no garbage in the million objects that are imported and collected, now or later: they stay."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 # What one run leaves in its folders is below 2 GB.

@@ -61,7 +61,7 @@ if len(sys.argv) > 1:
     resource.setrlimit(resource.RLIMIT_NOFILE, 2 * (int(sys.argv[1]),))
 from rapt.service.http.server import serve
 from rapt.service.http.settings import load_settings
-serve(load_settings({}))
+serve(load_settings({}), forks=True)
 """
 
 

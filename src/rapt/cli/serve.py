@@ -116,7 +116,7 @@ def serve(
     )
     from rapt.service.http.server import serve as run_service
 
-    run_service(settings, on_ready=lambda url: show_json({"url": url}))
+    run_service(settings, on_ready=lambda url: show_json({"url": url}), forks=True)
     _leave()
 
 
@@ -156,7 +156,7 @@ def worker(
     )
     from rapt.service.http.server import work
 
-    work(settings, on_ready=lambda: say("waiting for jobs"))
+    work(settings, on_ready=lambda: say("waiting for jobs"), forks=True)
     _leave()
 
 

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -230,6 +232,7 @@ def test_a_service_that_is_asked_to_stop_ends_what_is_on_its_way(tmp_path, backb
                 "/v1/fine_tuning/jobs", json=job_body(upload(http, training_path).json()["id"], **ENDLESS)
             ).json()["id"]
             wait_until(lambda: status_of(http, job) == "running")
+            assert sys.platform != "linux" or "rapt-forks" in names_of_children(process.pid)
             # A body that never ends is on its way for as long as it is waited for.
             waiting = threads.submit(lambda: http.post("/v1/classify", content=endless(process)))
             written = lines_of(http, {**asked, "stream": True, "temperature": 2, "max_tokens": 50})
@@ -258,6 +261,15 @@ def test_a_service_that_is_asked_to_stop_ends_what_is_on_its_way(tmp_path, backb
         open_client(url) as http,
     ):
         assert status_of(http, job) == "queued"  # to go on from its state
+
+
+def names_of_children(pid):
+    found = []
+    for place in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            name, _, state = place.read_text().partition("(")[2].rpartition(")")
+            found += [name] if int(state.split()[1]) == pid else []
+    return found
 
 
 def endless(process):

@@ -2,14 +2,17 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from job_material import LIMITS, job_settings, messages_of, queue_job, runner_on, weights_of
+from rapt.service.jobs.fork_server import ForkServer
 from rapt.service.jobs.tuning_process import ChildSettings, TuningProcess, measure_resident_bytes
 from rapt.service.jobs.worker import JobRunner
 from rapt.service.storage.callers import DEVELOPER, LOCAL
@@ -24,7 +27,33 @@ CONFIG = TuningConfig(
 ENDLESS = replace(CONFIG, epochs=1000)
 
 
-def process_for(store, **changes):
+# As the service forks it at its start, in a process that has done nothing else.
+FORKS = """
+import socket, sys
+from rapt.service.backbone.opening import import_for
+from rapt.service.jobs.fork_server import fork_on_demand
+from rapt.service.jobs.tuning_process import run_jobs
+import_for(["bert-tiny"])
+control = socket.socket(fileno=int(sys.argv[1]))
+control.send(b"ready")
+fork_on_demand(control, run_jobs)
+"""
+
+
+@pytest.fixture(scope="module")
+def fork_server():
+    """What forks the processes of these tests, whose own process has threads; the last of them ends it."""
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    process = subprocess.Popen([sys.executable, "-c", FORKS, str(there.fileno())], pass_fds=[there.fileno()])
+    there.close()
+    assert here.recv(8) == b"ready"
+    server = ForkServer(here, process.pid)
+    yield server
+    server.close()
+    process.wait()
+
+
+def process_for(store, fork_server, **changes):
     settings = job_settings(seconds_between_run_states=0.0, **changes)
     return TuningProcess(
         ChildSettings(
@@ -38,7 +67,8 @@ def process_for(store, **changes):
             torch_threads=1,
             debug=False,
             jobs=settings,
-        )
+        ),
+        fork_server=fork_server,
     )
 
 
@@ -61,14 +91,14 @@ def begins(store, job):
 
 
 def test_a_job_in_a_process_is_paused_killed_and_stopped_and_ends_in_the_weights_of_one_in_a_thread(
-    store, backbones, training_path
+    store, backbones, training_path, fork_server
 ):
     control = queue_job(store, backbones, training_path, CONFIG)
     thread = runner_on(store, backbones)
     thread.start()
     wait_until(lambda: status_of(store, control) == "succeeded")
     thread.close()
-    process = process_for(store)
+    process = process_for(store, fork_server)
     job = queue_job(store, backbones, training_path, replace(CONFIG, epochs=20))
     other = queue_job(store, backbones, training_path, ENDLESS)
     with running(store, process) as runner:
@@ -101,15 +131,14 @@ def test_a_job_in_a_process_is_paused_killed_and_stopped_and_ends_in_the_weights
     assert process.pid is None  # it left with its worker
     kept = get_job(store, stopped.id, tenant=LOCAL)
     assert (kept.status, kept.deaths, latest_run_state(store, stopped).step > 0) == ("queued", 0, True)
-    with pytest.raises(ProcessLookupError):
-        os.kill(last, 0)
+    wait_until(lambda: not Path(f"/proc/{last}").exists())
 
 
 def test_a_job_that_kills_its_process_again_and_again_fails_with_a_reason_and_the_next_one_has_its_turn(
-    store, backbones, training_path
+    store, backbones, training_path, fork_server
 ):
-    """Killed before any state was kept; the next one would take more memory than it may, and is refused again."""
-    process = process_for(store, limits=replace(LIMITS, memory_bytes=2**20))
+    """Killed before any state was kept, at last with what forks it; the next one is refused, it would take too much."""
+    process = process_for(store, fork_server, limits=replace(LIMITS, memory_bytes=2**20))
     job = queue_job(store, backbones, training_path, ENDLESS)
     after = queue_job(store, backbones, training_path, replace(CONFIG, epochs=1))
     killed = set()
@@ -117,7 +146,7 @@ def test_a_job_that_kills_its_process_again_and_again_fails_with_a_reason_and_th
     def kill_as_soon_as_it_lives():
         if process.pid is not None and process.pid not in killed and len(killed) < 2:
             killed.add(process.pid)
-            os.kill(process.pid, signal.SIGKILL)
+            os.kill(fork_server._pid if len(killed) == 2 else process.pid, signal.SIGKILL)
         return status_of(store, job) in ENDED
 
     with running(store, process, most_deaths=2):
@@ -126,6 +155,7 @@ def test_a_job_that_kills_its_process_again_and_again_fails_with_a_reason_and_th
         assert (failed.status, failed.error_code, failed.deaths) == ("failed", "worker_died", 2)
         assert "died 2 times" in failed.error_message
         assert "SIGKILL" in failed.error_message
+        # A process that was not forked: what would do it is gone.
         wait_until(lambda: status_of(store, after) in ENDED, seconds=120)
     refused = get_job(store, after.id, tenant=LOCAL)
     assert (refused.status, refused.error_code) == ("failed", "too_large")
@@ -137,6 +167,7 @@ def test_the_system_holds_the_process_to_its_memory_and_a_pass_is_told_so():
     """Were the estimate wrong, the pass would fail with an error of memory, which a run answers with smaller parts."""
     script = """
 import torch
+from rapt.service.jobs.fork_server import ForkServer
 from rapt.service.jobs.tuning_process import limit_memory
 from rapt.service.backbone.placement import out_of_memory
 def fits(mebibytes):

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from transformers import DynamicCache, EncoderDecoderCache
 
 
+def import_library() -> None:
+    """Import what every model needs of the library, for processes that are forked from this one."""
+    import transformers.modeling_utils
+    import transformers.models.auto.modeling_auto  # noqa: F401  # imported for the processes that come
+
+
 class CacheLayer(Protocol):
     """Keys and values that a cache holds of one layer, once something is in it: (B, H, W, d) each."""
 

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -27,7 +27,7 @@ from rapt.service.backbone.codewords import FRAME, CodeStates, load_reader, view
 from rapt.service.backbone.frame import frame_of, read_chat_frame
 from rapt.service.backbone.general import admit, check_weights, find_table, find_window, load_general
 from rapt.service.backbone.injection import Sites, install, install_where_it_can
-from rapt.service.backbone.library import make_loading_arguments
+from rapt.service.backbone.library import import_library, make_loading_arguments
 from rapt.service.backbone.noise_expected import read_noise_expected, read_soft_embeddings
 from rapt.service.backbone.placement import (
     MAP_VARIABLE,
@@ -255,6 +255,16 @@ def check_model_files(model: str) -> None:
         read_code_bundle(folder)
     else:
         read_model_bundle(folder, model=name_model(model))
+
+
+def import_for(models: Iterable[str]) -> None:
+    """Import what loading these models takes: of a codebook nothing, of others the library, which takes seconds.
+
+    Raises:
+        VocabularyError: The files of one are missing.
+    """
+    if not all(holds_code_bundle(find_model_folder(model)) for model in models):
+        import_library()
 
 
 def chosen_dtype(precision: Precision, device: torch.device) -> torch.dtype:

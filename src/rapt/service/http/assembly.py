@@ -22,17 +22,18 @@ from rapt.service.answers.prediction import Predictor
 from rapt.service.answers.writing import Writes, compute_answers
 from rapt.service.backbone.architectures import ARCHITECTURES
 from rapt.service.backbone.backbone import Backbone
-from rapt.service.backbone.opening import load_served
+from rapt.service.backbone.opening import import_for, load_served
 from rapt.service.backbone.placement import choose_device, measure_half_of_gpu, share_gpus
 from rapt.service.http.admission import Gate
 from rapt.service.http.housekeeping import Housekeeper
 from rapt.service.http.middleware import Metrics
 from rapt.service.http.quotas import ArrivingBytes, TokenQuotas
 from rapt.service.http.settings import Settings, name_served_model, reveal
+from rapt.service.jobs.fork_server import ForkServer, open_fork_server
 from rapt.service.jobs.job_limits import JobLimits, JobSettings
 from rapt.service.jobs.job_log import check_job_log, load_job_logger
 from rapt.service.jobs.job_run import make_runner_here
-from rapt.service.jobs.tuning_process import ChildSettings, TuningProcess
+from rapt.service.jobs.tuning_process import ChildSettings, TuningProcess, run_jobs
 from rapt.service.jobs.worker import JobRunner, JobRunners
 from rapt.service.replicas.calls import ReplicaPlan
 from rapt.service.replicas.front import ReplicaBatches, Replicas, ReplicaSettings, ReplicaWriter, Room
@@ -170,7 +171,31 @@ def precision_of(backbones: Iterable[Backbone]) -> str:
     return str(next(dtypes, torch.float32)).removeprefix("torch.")
 
 
-def make_runner(settings: Settings, store: Store, *, backbones: Mapping[str, Backbone], precision: str) -> JobRunner:
+@contextmanager
+def fork_job_processes(settings: Settings) -> Iterator[ForkServer | None]:
+    """Fork what starts the processes of jobs from this process, which has done nothing yet, until the end of the block.
+
+    Yields:
+        The fork server; None where each process of jobs imports what it needs: where it may compute on a GPU, whose
+        driver must not have been asked anything before a fork.
+    """
+    built_for_gpus = torch.version.cuda is not None or torch.version.hip is not None
+    if not settings.job_process or (built_for_gpus and settings.device != "cpu"):
+        yield None
+        return
+    import_for(settings.models)
+    with open_fork_server(run_jobs) as server:
+        yield server
+
+
+def make_runner(
+    settings: Settings,
+    store: Store,
+    *,
+    backbones: Mapping[str, Backbone],
+    precision: str,
+    fork_server: ForkServer | None = None,
+) -> JobRunner:
     """Make the runner of jobs: in a process of their own, or on the loaded models if the settings say so.
 
     Args:
@@ -178,6 +203,7 @@ def make_runner(settings: Settings, store: Store, *, backbones: Mapping[str, Bac
         store: Store of the jobs.
         backbones: Loaded models; may be empty where jobs have a process of their own, which loads them itself.
         precision: Precision of the models, `float32` or `bfloat16`.
+        fork_server: What forks processes of jobs; None starts each afresh.
     """
     jobs = make_job_settings(settings)
     if settings.job_log is not None:
@@ -188,7 +214,7 @@ def make_runner(settings: Settings, store: Store, *, backbones: Mapping[str, Bac
         run = make_runner_here(store, backbones, jobs)
         return JobRunner(store, models=tuple(backbones), run=run, most_deaths=jobs.most_deaths)
     child = make_child_settings(settings, precision=precision)
-    process = TuningProcess(child)
+    process = TuningProcess(child, fork_server=fork_server)
     return JobRunner(
         store,
         models=tuple(child.models),
@@ -231,7 +257,13 @@ def make_child_settings(settings: Settings, *, precision: str) -> ChildSettings:
 
 
 @contextmanager
-def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], started_at: int) -> Iterator[Service]:
+def open_service(
+    settings: Settings,
+    *,
+    backbones: Mapping[str, Backbone],
+    started_at: int,
+    fork_server: ForkServer | None = None,
+) -> Iterator[Service]:
     """A service whose worker runs until the end of the block.
 
     Raises:
@@ -259,7 +291,8 @@ def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], start
             log.warning("job %s waits: its base model is not served any more", job_id)
         runner: JobRunner | JobRunners
         if replicas is None:
-            runner = make_runner(settings, store, backbones=backbones, precision=precision_of(backbones.values()))
+            precision = precision_of(backbones.values())
+            runner = make_runner(settings, store, backbones=backbones, precision=precision, fork_server=fork_server)
         else:
             runner = make_cluster_runners(settings, store, replicas, models=tuple(backbones))
         service = Service(

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from threading import Event, Timer
 from types import FrameType
 from typing import Any, Final
@@ -31,11 +31,12 @@ from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.opening import check_model_files, chosen_dtype
 from rapt.service.backbone.placement import choose_device
 from rapt.service.http.app import create_app
-from rapt.service.http.assembly import load_backbones, make_runner, open_service
+from rapt.service.http.assembly import fork_job_processes, load_backbones, make_runner, open_service
 from rapt.service.http.connections import BoundedProtocol, Listener, count_connections
 from rapt.service.http.housekeeping import give_back_regularly
 from rapt.service.http.middleware import Stopping
 from rapt.service.http.settings import Settings, reveal, warn_of_unknown_variables
+from rapt.service.jobs.fork_server import ForkServer
 from rapt.service.storage.data_directory import refuse_other_folder
 from rapt.service.storage.key_rows import has_keys
 from rapt.service.storage.recovery import join_store
@@ -124,12 +125,13 @@ def _log_class(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> Non
     log.error("the event loop met %s", type(context.get("exception")).__name__)
 
 
-def serve(settings: Settings, *, on_ready: Callable[[str], None] = lambda url: None) -> None:
+def serve(settings: Settings, *, on_ready: Callable[[str], None] = lambda url: None, forks: bool = False) -> None:
     """Serve until the process is asked to stop (SIGINT or SIGTERM).
 
     Args:
         settings: Settings of the service.
         on_ready: Called with the URL, port filled in, once the service answers; the ready file is there by then.
+        forks: Whether processes of jobs may be forked from this one, which must have computed nothing yet.
 
     Raises:
         UsageError: The address or the data directory cannot be used.
@@ -138,13 +140,21 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] = lambda url: N
     _prepare_process(settings)
     if settings.admin_key is None and os.environ.get("RAPT_API_KEY"):
         log.warning("RAPT_API_KEY is the key of a client and is not looked at; the service's own is RAPT_ADMIN_KEY")
-    with stop_at_signals() as begin_to_stop, short_turns(), listen(settings) as listener, give_back_regularly():
+    with ExitStack() as stack:
+        begin_to_stop = stack.enter_context(stop_at_signals())
+        stack.enter_context(short_turns())
+        listener = stack.enter_context(listen(settings))
+        fork_server = None
+        if forks and settings.worker_in_service and settings.engine == "local":
+            fork_server = stack.enter_context(fork_job_processes(settings))
+        stack.enter_context(give_back_regularly())
         serve_on(
             listener,
             settings,
             backbones=load_backbones(settings),
             on_ready=lambda server, url: on_ready(url),
             on_signal=begin_to_stop,
+            fork_server=fork_server,
         )
 
 
@@ -155,6 +165,7 @@ def serve_on(
     backbones: Mapping[str, Backbone],
     on_ready: Callable[[Server, str], None],
     on_signal: Callable[[], None] = lambda: None,
+    fork_server: ForkServer | None = None,
 ) -> None:
     """Serve loaded models on a socket that listens; `on_ready` gets the server too, so that it can be stopped."""
     url = make_service_url(listener, tls=settings.tls_cert is not None)
@@ -167,7 +178,7 @@ def serve_on(
         log.info("serving %s on %s", ", ".join(backbones), url)
         on_ready(server, url)
 
-    with open_service(settings, backbones=backbones, started_at=int(time.time())) as service:
+    with open_service(settings, backbones=backbones, started_at=int(time.time()), fork_server=fork_server) as service:
         if settings.admin_key is None and not has_keys(service.store):
             log.warning(
                 "the door is open: whatever runs on this machine may do everything, as the tenant local; "
@@ -314,8 +325,13 @@ def _prepare_process(settings: Settings) -> None:
     switch_tracebacks(log, on=settings.debug)
 
 
-def work(settings: Settings, *, on_ready: Callable[[], None] = lambda: None) -> None:
+def work(settings: Settings, *, on_ready: Callable[[], None] = lambda: None, forks: bool = False) -> None:
     """Run jobs until the process is asked to stop (SIGINT or SIGTERM).
+
+    Args:
+        settings: Settings of the service.
+        on_ready: Called once jobs are taken.
+        forks: Whether processes of jobs may be forked from this one, which must have computed nothing yet.
 
     Raises:
         UsageError: The data directory is of no service, or cannot be used.
@@ -324,16 +340,24 @@ def work(settings: Settings, *, on_ready: Callable[[], None] = lambda: None) -> 
     _prepare_process(settings)
     if settings.database_url is None or settings.blobs is None:  # else a folder of its own will do
         refuse_other_folder(settings.data_directory, instead="start `rapt serve` first, or give its --data")
-    with stop_at_signals(), give_back_regularly():
-        backbones = {} if settings.job_process else load_backbones(settings)
+    with ExitStack() as stack:
+        stack.enter_context(stop_at_signals())
         if settings.job_process:
             for model in settings.models:  # that their files are there is said now and not when a job comes
                 check_model_files(model)
-        work_with(settings, backbones=backbones, on_ready=on_ready, until=Event())
+        fork_server = stack.enter_context(fork_job_processes(settings)) if forks else None
+        stack.enter_context(give_back_regularly())
+        backbones = {} if settings.job_process else load_backbones(settings)
+        work_with(settings, backbones=backbones, on_ready=on_ready, until=Event(), fork_server=fork_server)
 
 
 def work_with(
-    settings: Settings, *, backbones: Mapping[str, Backbone], on_ready: Callable[[], None], until: Event
+    settings: Settings,
+    *,
+    backbones: Mapping[str, Backbone],
+    on_ready: Callable[[], None],
+    until: Event,
+    fork_server: ForkServer | None = None,
 ) -> None:
     """Run jobs until the event, or until a signal interrupts the wait."""
     precision = str(chosen_dtype(settings.precision, choose_device(settings.device))).removeprefix("torch.")
@@ -344,7 +368,7 @@ def work_with(
         connections=settings.database_connections,
     ) as store:
         own_blobs(store)
-        runner = make_runner(settings, store, backbones=backbones, precision=precision)
+        runner = make_runner(settings, store, backbones=backbones, precision=precision, fork_server=fork_server)
         runner.start()
         try:
             on_ready()

@@ -1,8 +1,9 @@
 """A process of its own for the jobs: what a job does to it, it does not do to the service.
 
-The child (`python -m rapt.service.jobs.tuning_process`) is started when the first job comes, holds the base models that
-jobs have asked for, and runs one job after the other. It has a limit of memory, and is what the system ends first when
-memory is short. When it dies, the job that it ran waits again with the reason, and the next one gets a new child.
+The child is started when the first job comes, holds the base models that jobs have asked for, and runs one job after
+the other. It is forked by a `ForkServer` that has imported all it needs, or where there is none it imports that itself
+(`python -m rapt.service.jobs.tuning_process`). It has a limit of memory, and is what the system ends first when memory
+is short. When it dies, the job that it ran waits again with the reason, and the next one gets a new child.
 
 Both sides write lines of JSON: settings, a job or a wish to stop go in, how a job ended comes out. Everything else
 about a job, its files, its progress, its states, the child does in the store itself.
@@ -28,11 +29,13 @@ from queue import Empty, Queue
 from threading import Thread
 from typing import Any, BinaryIO, Final
 
+import numpy as np
 import torch
 
 from rapt.service.backbone.backbone import Backbone, Weights
 from rapt.service.backbone.opening import Precision, load_served
 from rapt.service.backbone.placement import limit_gpu_memory
+from rapt.service.jobs.fork_server import ForkedProcess, ForkServer
 from rapt.service.jobs.job_limits import MEBIBYTE, JobLimits, JobSettings
 from rapt.service.jobs.job_run import Outcome, run_job, run_to_outcome
 from rapt.service.storage.job_rows import StoredJob
@@ -65,6 +68,8 @@ _LARGER: Final = 1 << 16
 _FIRST_TO_GO: Final = "800"
 # By how much its priority is below that of the service: where processors are few, answers go before jobs.
 _BEHIND_ANSWERS: Final = 10
+
+Child = subprocess.Popen[bytes] | ForkedProcess
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +108,11 @@ class ChildSettings:
 class TuningProcess:
     """Runs jobs in a child, one at a time; used by one thread."""
 
-    def __init__(self, settings: ChildSettings) -> None:
-        """Keep the settings; the child starts with its first job."""
+    def __init__(self, settings: ChildSettings, *, fork_server: ForkServer | None = None) -> None:
+        """Keep the settings, and what forks children; the child starts with its first job."""
         self._settings = settings
-        self._child: subprocess.Popen[bytes] | None = None
+        self._fork_server = fork_server
+        self._child: Child | None = None
         self._said: Queue[dict[str, Any] | None] = Queue()
         self._resting = 0  # resident bytes of the child before its job
         self._used_at = time.monotonic()
@@ -150,25 +156,17 @@ class TuningProcess:
         except subprocess.TimeoutExpired:
             _kill(child)
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def _started(self) -> Child:
         if self._child is not None and self._child.poll() is None:
             return self._child
-        # Where this code is found is handed on: a child must not run another rapt.
-        path = os.pathsep.join([name for name in sys.path if name])
-        child = subprocess.Popen(
-            [sys.executable, "-m", "rapt.service.jobs.tuning_process"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
-            start_new_session=True,  # a Ctrl-C in the terminal is for the service, which tells the child
-        )
+        child = (None if self._fork_server is None else self._fork_server.start()) or _start_afresh()
         said: Queue[dict[str, Any] | None] = Queue()
         Thread(target=_hear_child, args=(child, said), name="rapt-tuning-process", daemon=True).start()
         self._child, self._said, self._resting = child, said, 0
         _send(child, asdict(self._settings))
         return child
 
-    def _wait(self, child: subprocess.Popen[bytes], job: StoredJob, should_stop: Callable[[], bool]) -> Outcome:
+    def _wait(self, child: Child, job: StoredJob, should_stop: Callable[[], bool]) -> Outcome:
         told_at: float | None = None
         while True:
             with suppress(Empty):
@@ -196,21 +194,36 @@ class TuningProcess:
         return self._limit() + self._limit() // 8 + _LEEWAY
 
 
+def _start_afresh() -> Child:
+    # Where this code is found is handed on: a child must not run another rapt.
+    path = os.pathsep.join([name for name in sys.path if name])
+    return subprocess.Popen(
+        [sys.executable, "-m", "rapt.service.jobs.tuning_process"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": path},
+        start_new_session=True,  # a Ctrl-C in the terminal is for the service, which tells the child
+    )
+
+
 def name_run(job: StoredJob) -> str:
     """Name one run of a job, unlike all others of it."""
     return f"{job.id} {job.attempt}"
 
 
 def measure_resident_bytes(pid: int) -> int:
-    """Memory of a process that is in use, bytes; 0 where the system does not say."""
+    """Memory of a process that is in use, bytes, without that of files that it maps; 0 where the system does not say.
+
+    A forked process maps code of libraries anew whenever it first runs some, which is no memory of its job.
+    """
     try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, IndexError, ValueError):
+        _size, resident, shared = map(int, Path(f"/proc/{pid}/statm").read_text().split()[:3])
+    except (OSError, ValueError):
         return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _hear_child(child: subprocess.Popen[bytes], said: Queue[dict[str, Any] | None]) -> None:
+def _hear_child(child: Child, said: Queue[dict[str, Any] | None]) -> None:
     """Hand on what a child says, and None once it says nothing any more."""
     assert child.stdout is not None
     with child.stdout as lines, suppress(ValueError):
@@ -219,7 +232,7 @@ def _hear_child(child: subprocess.Popen[bytes], said: Queue[dict[str, Any] | Non
     said.put(None)
 
 
-def _send(child: subprocess.Popen[bytes], message: Mapping[str, Any]) -> None:
+def _send(child: Child, message: Mapping[str, Any]) -> None:
     """Tell a child something, unless it is dead."""
     assert child.stdin is not None
     with suppress(OSError):
@@ -227,7 +240,7 @@ def _send(child: subprocess.Popen[bytes], message: Mapping[str, Any]) -> None:
         child.stdin.flush()
 
 
-def _kill(child: subprocess.Popen[bytes]) -> None:
+def _kill(child: Child) -> None:
     child.kill()
     child.wait()
 
@@ -249,20 +262,26 @@ def main() -> None:
     """Run jobs until standard input ends."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    run_jobs(sys.stdin.buffer, answers)
+
+
+def run_jobs(asked: BinaryIO, answers: BinaryIO) -> None:
+    """Run the jobs that are asked for, in a process of their own; ends it when nobody can ask any more."""
     # The worker is told to stop, and tells this process.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     with suppress(OSError):
         os.nice(_BEHIND_ANSWERS)
         Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
-    settings = _settings_from_json(json.loads(sys.stdin.buffer.readline()))
+    np.random.seed()  # noqa: NPY002  # a library may draw from it, and every fork would begin with the same numbers
+    settings = _settings_from_json(json.loads(asked.readline()))
     logging.config.dictConfig(_LOGGING)
     switch_tracebacks(log, on=settings.debug)
     if settings.torch_threads is not None:
         torch.set_num_threads(settings.torch_threads)
     jobs: Queue[StoredJob] = Queue()
     stopped: set[str] = set()
-    Thread(target=_hear_worker, args=(jobs, stopped), name="rapt-listener", daemon=True).start()
+    Thread(target=_hear_worker, args=(asked, jobs, stopped), name="rapt-listener", daemon=True).start()
     with join_store(
         Path(settings.data_directory),
         url=settings.database_url,
@@ -338,8 +357,8 @@ def _give_back_what_is_freed() -> None:
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGER)
 
 
-def _hear_worker(jobs: Queue[StoredJob], stopped: set[str]) -> None:
-    for line in sys.stdin.buffer:
+def _hear_worker(asked: BinaryIO, jobs: Queue[StoredJob], stopped: set[str]) -> None:
+    for line in asked:
         said = json.loads(line)
         if "job" in said:
             jobs.put(StoredJob(**said["job"]))
