@@ -1,19 +1,25 @@
 """Mechanisms at equal success of the strongest attack on SST-2: what a head on a frozen encoder still reads.
 
-    python benchmarks/equal_attack.py run --data SST2_FOLDER --cache FOLDER --out LINES.jsonl
-    python benchmarks/equal_attack.py table --out docs/results/mechanisms_equal_attack.jsonl
-    python benchmarks/equal_attack.py picture FILE.svg --out docs/results/mechanisms_equal_attack.jsonl
+    python benchmarks/equal_attack.py run --data SST2_FOLDER --cache FOLDER
+    python benchmarks/equal_attack.py run --data SST2_FOLDER --cache FOLDER --expecting --levels 0.57 --arms laplace
+    python benchmarks/equal_attack.py axes --data SST2_FOLDER --cache FOLDER
+    python benchmarks/equal_attack.py privbench --data SST2_FOLDER --cache FOLDER
 
 For each arm η is sought at which the strongest attack that trains no network (copying, Bayes, Bayes with context) names
 a share of the tokens of sentences of `train`. The attackers hold other sentences of `train`, none of which has five
 words in a row with a sentence that is attacked or judged. Then 4,000 further sentences of `train` are privatized, a
 logistic head on MiniLM's mean state is tuned on them, its ridge chosen on a fifth of them, and all sentences of `dev`
 are privatized and judged. An arm that is in the results at a level and a seed is not run again.
+
+With `--expecting` the encoder expects the arm's noise: MiniLM is denoised on what the attackers hold, privatized by the
+same mechanism at the same η. `axes` adds how many of the rare words are read, and how many texts are recognized among
+1,000 by the words that they share with them. `equal_attack_page.py` makes the tables and the picture.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -24,14 +30,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from attacks_sst2 import sentences
+from equal_attack_page import LINES, read_lines
 from public_text import by_hash, runs
-from text_codes import RIDGES, fit, interval, margins
+from scipy import sparse
+from text_codes import RIDGES, fit, margins
 
 from rapt.audit.attacks.beliefs import compute_beliefs, normalize_rows
 from rapt.audit.attacks.desk import Desk
 from rapt.audit.calibration import READING_ATTACKS, StrongestSuccess
 from rapt.audit.view import PublicText
-from rapt.drawing import Figure, Line, draw_picture
+from rapt.denoise.plan import PublicTexts, WarmUpPlan
+from rapt.denoise.warm_up import Student, warm_up
 from rapt.local.mechanisms import Mechanism, make_mechanism
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.backbone.layout import encode_with_prompts, lay_out
@@ -39,7 +48,11 @@ from rapt.service.backbone.opening import load_backbone
 
 SHORTEST, SHARED_WORDS = 8, 5
 CLOSE_ENOUGH, TRIES, USUAL_SLOPE, LEAST_ETA = 0.006, 7, 5.0, 0.1
+SLOPES = (1.0, 20.0)
 AT_ONCE = 128
+# A word is rare that the attackers hold once in 20,000 tokens or less often.
+RARE, CANDIDATES = 5e-5, 1_000
+HELD_OUT = 256
 # Share of a belief that an attacker keeps for word frequencies, so that one wrong certainty costs 7 bits at most.
 DOUBT = 0.01
 
@@ -71,8 +84,6 @@ ARMS = {
     "vickrey": Arm("vickrey", 100),
 }
 
-NOISY = ("laplace", "unit-laplace", "mahalanobis", "rank-fix", "vickrey")
-
 
 class Bench:
     """Texts, tables and the encoder of all runs, each made once."""
@@ -95,6 +106,7 @@ class Bench:
         )
         self.held = PublicText(contents=tuple(contents), source=f"{len(contents):,} sentences of SST-2's train")
         self.prior = self.held.prior(self.vocabulary.bundle).probabilities
+        self.cut = lambda row: np.split(row, np.cumsum([len(text) for text in self.attacked])[:-1])
 
     @cached_property
     def backbone(self):
@@ -121,10 +133,27 @@ class Bench:
         parts = np.split(released, np.cumsum([len(text) for text in texts])[:-1])
         return [np.sort(part) for part in parts] if arm.is_sorted else parts
 
-    def states(self, texts: list[np.ndarray]) -> np.ndarray:
+    def expecting(self, name: str, eta: float):
+        """The encoder after denoising for an arm's noise, and the variance that it explains of clear states."""
+        texts = [tuple(text.tolist()) for text in self.held.contents]
+        public = PublicTexts(training=tuple(texts[HELD_OUT:]), held_out=tuple(texts[:HELD_OUT]))
+        plan = WarmUpPlan(
+            model=self.options.model, mechanism=ARMS[name].mechanism, etas=(eta,), epochs=self.options.epochs
+        )
+        torch.set_num_threads(1)
+        student = Student(self.options.model, precision=self.options.precision)
+
+        def say(step: int, steps: int, losses: dict) -> None:
+            if step % 50 == 0:
+                print(name, step, steps, round(losses["text_error"], 3), flush=True)
+
+        (explained,) = warm_up(student, public, vocabulary=self.vocabulary, plan=plan, on_step=say)
+        return student.backbone, {"before": round(explained.before, 3), "after": round(explained.after, 3)}
+
+    def states(self, texts: list[np.ndarray], backbone) -> np.ndarray:
         """The mean state of each text, (n, h); 0 for one without a token."""
         order = np.argsort([len(text) for text in texts], kind="stable")
-        found = np.zeros((len(texts), self.backbone.hidden_size), dtype=np.float32)
+        found = np.zeros((len(texts), backbone.hidden_size), dtype=np.float32)
         for start in range(0, len(order), AT_ONCE):
             places = [place for place in order[start : start + AT_ONCE] if len(texts[place])]
             if not places:
@@ -132,26 +161,34 @@ class Bench:
             nothing = [0] * len(places)
             with torch.inference_mode():
                 layout = lay_out(
-                    self.backbone,
+                    backbone,
                     prompt_lengths=nothing,
                     privatized_plain_tokens=[()] * len(places),
                     texts=[texts[place].tolist() for place in places],
                 )
-                states, mask = encode_with_prompts(self.backbone, layout, None).float(), layout.text_mask[:, :, None]
+                states, mask = encode_with_prompts(backbone, layout, None).float(), layout.text_mask[:, :, None]
                 found[places] = ((states * mask).sum(1) / mask.sum(1)).numpy()
         return found
 
-    def right(self, name: str, eta: float, seed: int) -> np.ndarray:
+    def cached(self, name: str, eta: float, seed: int) -> Path:
+        """File of the states of an arm's privatization."""
+        return self.options.cache / f"{name.replace(', ', '-')}-{eta:g}-{seed}.npz"
+
+    def right(self, name: str, eta: float, seed: int, backbone=None) -> np.ndarray:
         """Which sentences of `dev` a head answers rightly that was tuned on privatized ones, (n,)."""
-        path = self.options.cache / f"{name.replace(', ', '-')}-{eta:g}-{seed}.npz"
-        if not path.exists():
+        path = self.cached(name, eta, seed)
+        if backbone is not None or not path.exists():
             rng = np.random.default_rng(seed)
-            train, judged = (self.privatized(ARMS[name], eta, part, rng) for part in (self.train_ids, self.dev_ids))
-            np.savez(path, train=self.states(train), judged=self.states(judged))
-        kept = np.load(path)
-        center, size = kept["train"].mean(axis=0), kept["train"].std()
-        head = tune_on_split((kept["train"] - center) / size, self.labels)
-        return (margins(head, (kept["judged"] - center) / size) > 0) == (self.truth > 0)
+            texts = [self.privatized(ARMS[name], eta, part, rng) for part in (self.train_ids, self.dev_ids)]
+            train, judged = (self.states(part, self.backbone if backbone is None else backbone) for part in texts)
+            if backbone is None:
+                np.savez(path, train=train, judged=judged)
+        else:
+            kept = np.load(path)
+            train, judged = kept["train"], kept["judged"]
+        center, size = train.mean(axis=0), train.std()
+        head = tune_on_split((train - center) / size, self.labels)
+        return (margins(head, (judged - center) / size) > 0) == (self.truth > 0)
 
 
 def tune_on_split(states: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -171,20 +208,36 @@ def logit(share: float) -> float:
     return math.log(share / (1 - share))
 
 
-def solve(success: Callable[[float], float], *, target: float, start: float) -> list[tuple[float, float]]:
-    """The tries (η, success), the nearest to the target last, by secants of logits over log η."""
-    tries, eta, slope = [], start, USUAL_SLOPE
+Tries = list[tuple[float, float]]
+
+
+def solve(success: Callable[[float], float], *, target: float, start: float, known: Tries) -> Tries:
+    """The tries (η, success), the nearest to the target last, by secants of logits over log η.
+
+    What is known of other targets gives the first try.
+    """
+    tries: Tries = []
     for _ in range(TRIES):
+        eta = _next_eta([*known, *tries], target=target) or start
         tries.append((eta, success(eta)))
-        near, share = min(tries, key=lambda known: abs(known[1] - target))
+        near, share = min(tries, key=lambda one: abs(one[1] - target))
         # Where hardly a token stays by itself, what is read above the target is a floor.
-        if abs(share - target) <= CLOSE_ENOUGH or (eta <= LEAST_ETA and share > target):
+        if abs(share - target) <= CLOSE_ENOUGH or (near <= LEAST_ETA and share > target):
             break
-        if len(tries) > 1:
-            (one, low), (other, high) = sorted(tries, key=lambda known: abs(known[1] - target))[:2]
-            slope = min(max((logit(high) - logit(low)) / math.log(other / one), 1.0), 20.0)
-        eta = float(f"{near * math.exp((logit(target) - logit(share)) / slope):.5g}")
-    return sorted(tries, key=lambda known: -abs(known[1] - target))
+    return sorted(tries, key=lambda one: -abs(one[1] - target))
+
+
+def _next_eta(known: Tries, *, target: float) -> float | None:
+    """Where the secant of the nearest try below the target and the nearest above meets it; None if nothing is known."""
+    if not known:
+        return None
+    nearest = sorted(known, key=lambda one: abs(one[1] - target))
+    near, share = nearest[0]
+    beyond = [one for one in nearest[1:] if (one[1] > target) != (share > target)]
+    slope = USUAL_SLOPE
+    for eta, other in beyond[:1]:
+        slope = min(max((logit(share) - logit(other)) / math.log(near / eta), SLOPES[0]), SLOPES[1])
+    return max(float(f"{near * math.exp((logit(target) - logit(share)) / slope):.5g}"), LEAST_ETA)
 
 
 def measure_bits(desk: Desk, tokens: np.ndarray, prior: np.ndarray, *, context: bool) -> float:
@@ -230,34 +283,97 @@ def read_texts(bench: Bench, arm: Arm, success: StrongestSuccess | None, eta: fl
     }
 
 
-def run(options: argparse.Namespace) -> None:
-    """Find η of each arm and level, attack and judge, and write a line for each result."""
-    options.cache.mkdir(parents=True, exist_ok=True)
-    bench = Bench(options)
+class Kept:
+    """The lines of results, which grow."""
 
-    def known(**wanted) -> dict | None:
-        rows = read_lines(options.out)
-        return next((row for row in rows if all(row.get(key) == value for key, value in wanted.items())), None)
+    def __init__(self, path: Path) -> None:
+        """Begin with what is there."""
+        self.path = path
 
-    def write(row: dict) -> dict:
-        with options.out.open("a", encoding="utf-8") as stream:
+    def find(self, **wanted) -> list[dict]:
+        """The lines that say all of this."""
+        return [row for row in read_lines(self.path) if all(row.get(key) == value for key, value in wanted.items())]
+
+    def write(self, row: dict) -> dict:
+        """Append a line."""
+        with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
         print({key: value for key, value in row.items() if key != "right"}, flush=True)
         return row
 
-    for level in options.levels:
-        for seed in range(options.seeds):
-            for name in options.arms:
-                cell = {"level": level, "arm": name}
-                found = known(kind="eta", **cell) or write({"kind": "eta", **cell} | calibrate(bench, name, level))
-                if known(kind="accuracy", seed=seed, **cell) is None:
-                    right = bench.right(name, found["eta"], seed)
-                    line = {"kind": "accuracy", **cell, "seed": seed, "n": len(right)}
-                    write(line | {"accuracy": round(right.mean(), 4), "right": np.packbits(right).tobytes().hex()})
+
+def run(options: argparse.Namespace) -> None:
+    """Find η of each arm and level, attack and judge, and write a line for each result."""
+    options.cache.mkdir(parents=True, exist_ok=True)
+    bench, kept = Bench(options), Kept(options.out)
+    kind = "expecting" if options.expecting else "accuracy"
+    for level, name in itertools.product(options.levels, options.arms):
+        cell = {"level": level, "arm": name}
+        tries = [(eta, share) for row in kept.find(kind="eta", arm=name) for eta, share in row.get("tries", ())]
+        eta = (
+            kept.find(kind="eta", **cell)
+            or [kept.write({"kind": "eta", **cell} | calibrate(bench, name, level, known=tries))]
+        )[0]["eta"]
+        missing = [seed for seed in range(options.seeds) if not kept.find(kind=kind, seed=seed, **cell)]
+        backbone, explained = bench.expecting(name, eta) if options.expecting and missing else (None, {})
+        for seed in missing:
+            right = bench.right(name, eta, seed, backbone)
+            line = {"kind": kind, **cell, "seed": seed, "n": len(right), **explained}
+            kept.write(line | {"accuracy": round(right.mean(), 4), "right": np.packbits(right).tobytes().hex()})
 
 
-def calibrate(bench: Bench, name: str, level: float) -> dict:
-    """η of an arm at a level of the strongest attack, all that was tried, and what is read there."""
+def measure_axes(options: argparse.Namespace) -> None:
+    """Attack the privatizations that are kept once more, and write how many rare words and whole texts are named."""
+    bench, kept = Bench(options), Kept(options.out)
+    tokens = np.concatenate(bench.attacked)
+    rare = bench.prior[tokens] < RARE
+    others = [np.array(text) for text in bench.held.contents[: CANDIDATES - len(bench.attacked)]]
+    for line in kept.find(kind="eta"):
+        cell = {"level": line["level"], "arm": line["arm"]}
+        if cell["arm"] not in options.arms or kept.find(kind="axes", **cell):
+            continue
+        arm, eta = ARMS[line["arm"]], line["eta"]
+        if arm.mechanism is None:
+            stays = np.random.default_rng(0).random(len(tokens)) < eta
+            released = [text[part] for text, part in zip(bench.attacked, bench.cut(stays), strict=True)]
+            named = {"embedding_inversion": stays}
+        else:
+            success = bench.success(arm, bench.attacked, seed=0)
+            desk = success.open_desk(eta)
+            named, released = success.attack(desk), bench.cut(desk.view.observed)
+        strongest = max(named, key=lambda name: named[name].mean())
+        recognized = recognize(released, [*bench.attacked, *others], bench.prior) == np.arange(len(released))
+        kept.write(
+            {"kind": "axes", **cell, "rare": int(rare.sum()), "texts": len(released), "among": CANDIDATES}
+            | {"rare_read": round(float(named[strongest][rare].sum()) / max(int(rare.sum()), 1), 4)}
+            | {"recognized": round(float(recognized.mean()), 4)}
+        )
+
+
+def recognize(released: list[np.ndarray], candidates: list[np.ndarray], prior: np.ndarray) -> np.ndarray:
+    """The text in clear that shares most words with each released one, a word weighing its bits, (texts,)."""
+    weight = -np.log2(np.maximum(prior, 1e-12))
+
+    def count(texts: list[np.ndarray]) -> sparse.csr_array:
+        rows = np.repeat(np.arange(len(texts)), [len(set(text.tolist())) for text in texts])
+        names = np.concatenate([np.unique(text) for text in texts])
+        return sparse.csr_array((np.ones(len(rows)), (rows, names)), shape=(len(texts), len(prior)))
+
+    clear = count(candidates)
+    shared = (count(released).multiply(weight) @ clear.T).toarray()
+    # Long texts share more by chance: each is judged by what it has beside what it might have.
+    return (shared / np.sqrt(clear @ weight)).argmax(axis=1)
+
+
+def calibrate(bench: Bench, name: str, level: float, *, known: Tries) -> dict:
+    """η of an arm at a level of the strongest attack, all that was tried, and what is read there.
+
+    Args:
+        bench: Texts and tables.
+        name: Name of the arm.
+        level: Share of the tokens that is read.
+        known: Tries of the arm at other levels.
+    """
     arm, seen = ARMS[name], {}
     if arm.mechanism is None:
         return {"eta": level} | read_texts(bench, arm, None, level)
@@ -268,126 +384,54 @@ def calibrate(bench: Bench, name: str, level: float) -> dict:
         print(name, level, eta, seen[eta], flush=True)
         return seen[eta]["read"][seen[eta]["strongest"]][0]
 
-    tries = solve(strongest, target=level, start=arm.start * math.exp((logit(level) - logit(0.57)) / USUAL_SLOPE))
+    tries = solve(strongest, target=level, start=arm.start, known=known)
     return {"eta": tries[-1][0], "tries": tries} | seen[tries[-1][0]]
 
 
-def read_lines(path: Path) -> list[dict]:
-    """The lines of a file, none where it is not there."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+def measure_privbench(options: argparse.Namespace) -> None:
+    """Write two measures of PrivBench for the privatizations of `dev` whose states are in the cache.
 
+    `nearest` is the mean rank of a text's privatized form among those of all texts by the cosine with the text in
+    clear, 1 at worst for privacy; `cosine` the mean cosine of both.
+    """
+    bench, kept = Bench(options), Kept(options.out)
 
-@dataclass(frozen=True)
-class Result:
-    """What stands about an arm at a level; intervals are halves of 95 %."""
+    def scaled(states: np.ndarray) -> np.ndarray:
+        return states / np.maximum(np.linalg.norm(states, axis=1, keepdims=True), 1e-9)
 
-    level: float
-    arm: str
-    eta: float
-    read: dict
-    right: np.ndarray
-
-    @property
-    def accuracy(self) -> tuple[float, float]:
-        """Percent right and half the interval over seeds and sentences."""
-        return 100 * float(self.right.mean()), 100 * interval(self.right)
-
-    def lead(self, other: Result) -> tuple[float, float]:
-        """Points above another arm on the same seeds and sentences."""
-        seeds = min(len(self.right), len(other.right))
-        apart = self.right[:seeds].astype(float) - other.right[:seeds]
-        return 100 * float(apart.mean()), 100 * interval(apart)
-
-
-def collect(rows: list[dict]) -> list[Result]:
-    """The results of all cells that are complete."""
-    found = []
-    for line in (row for row in rows if row["kind"] == "eta"):
-        own = [row for row in rows if (row["level"], row["arm"]) == (line["level"], line["arm"])]
-        judged = sorted((row for row in own if row["kind"] == "accuracy"), key=lambda row: row["seed"])
-        if judged:
-            right = [np.unpackbits(np.frombuffer(bytes.fromhex(row["right"]), np.uint8))[: row["n"]] for row in judged]
-            found.append(Result(line["level"], line["arm"], line["eta"], line, np.array(right, dtype=float)))
-    return found
-
-
-def table(options: argparse.Namespace) -> None:
-    """Markdown, a row an arm, for each level."""
-    results = collect(read_lines(options.out))
-    for level in dict.fromkeys(result.level for result in results):
-        of_level = [result for result in results if result.level == level]
-        first = next((result for result in of_level if result.arm == "laplace"), of_level[0])
-        print(
-            f"\nAt {level:.0%}\n\n| arm | η | right on `dev`, % | points above `laplace` | seeds | copying, % "
-            "| Bayes, % | context, % | bits read, % | bits learned |\n|---|---|---|---|---|---|---|---|---|---|"
-        )
-        for result in sorted(of_level, key=lambda result: -result.accuracy[0]):
-            (accuracy, half), (lead, width) = result.accuracy, result.lead(first)
-            said = [result.read["read"].get(name) for name in READING_ATTACKS]
-            shares = ["" if one is None else f"{100 * one[0]:.1f} ± {100 * one[1]:.1f}" for one in said]
-            bits, learned = result.read["bits_read"], result.read["bits_learned"]
-            print(
-                f"| {result.arm} | {result.eta:.4g} | {accuracy:.1f} ± {half:.1f} | {lead:+.1f} ± {width:.1f} "
-                f"| {len(result.right)} | {' | '.join(shares)} | {100 * bits[0]:.1f} | {learned:.2f} |"
-            )
-
-
-def picture(options: argparse.Namespace) -> None:
-    """Accuracy over the bits that an attacker learns: a box of 95 % an arm, in two panels."""
-    results = collect(read_lines(options.out))
-    reach = [one.read["bits_learned"] for one in results]
-    usual = next((one for one in results if one.arm == "laplace"), results[0]).accuracy[0]
-    # Both panels have the axis of the first, so that each has a line over all of it.
-    across_all = tuple((bits, usual) for bits in (0.9 * min(reach), 1.12 * max(reach)))
-    figures = []
-    for title, noisy in (("Noise on the table's rows", True), ("All else", False)):
-        lines = []
-        reference = Line(name="level of laplace", style="fourth dashed", points=across_all)
-        for name, arm in ARMS.items():
-            own = sorted((one for one in results if one.arm == name), key=lambda one: one.read["bits_learned"])
-            if (arm.mechanism in NOISY and not arm.is_sorted) == noisy and own:
-                style = ("first", "second", "third", "fourth")[len(lines) % 4] + (" dashed" if len(lines) >= 4 else "")
-                # Two points make a mark as wide as a hundredth of its place.
-                points = [(one.read["bits_learned"] * side, one.accuracy) for one in own for side in (0.99, 1.01)]
-                lines.append(
-                    Line(
-                        name=name,
-                        style=style,
-                        points=tuple((bits, middle) for bits, (middle, _) in points),
-                        ends=tuple((middle - half, middle + half) for _, (middle, half) in points),
-                    )
-                )
-        across = "bits that the attacker learns of a token (logarithmic)"
-        figures.append(Figure(title=title, across=across, up="right on dev, %", lines=(*lines, reference), step=5.0))
-    levels = " and ".join(f"{level:.0%}" for level in dict.fromkeys(one.level for one in results))
-    drawn = draw_picture(
-        figures,
-        title=f"What is left for a task where the strongest attack reads {levels} of the tokens",
-        subtitle="SST-2, MiniLM, a linear head on privatized sentences; boxes of 95 % over seeds and sentences",
-        description="Accuracy of each mechanism against the bits that the attacker learns of a token.",
-    )
-    options.picture.write_text(drawn, encoding="utf-8")
+    clear = scaled(bench.states(bench.dev_ids, bench.backbone))
+    for line in kept.find(kind="eta"):
+        cell = {"level": line["level"], "arm": line["arm"]}
+        for seed in range(options.seeds):
+            path = bench.cached(cell["arm"], line["eta"], seed)
+            if cell["arm"] not in options.arms or not path.exists() or kept.find(kind="privbench", seed=seed, **cell):
+                continue
+            cosines = clear @ scaled(np.load(path)["judged"]).T
+            own = np.diag(cosines)
+            ranks = 1 + (cosines > own[:, None]).sum(axis=1)
+            found = {"nearest": round(float(ranks.mean()), 2), "cosine": round(float(own.mean()), 4)}
+            kept.write({"kind": "privbench", **cell, "seed": seed, "n": len(ranks), **found})
 
 
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ways = parser.add_subparsers(required=True)
-    for name, function in (("run", run), ("table", table), ("picture", picture)):
+    for name, function in (("run", run), ("axes", measure_axes), ("privbench", measure_privbench)):
         way = ways.add_parser(name)
         way.set_defaults(function=function)
-        way.add_argument("--out", type=Path, required=True, help="lines of results")
-        if function is picture:
-            way.add_argument("picture", type=Path)
+        way.add_argument("--out", type=Path, default=LINES, help="lines of results")
+        way.add_argument("--data", type=Path, required=True, help="folder of train.tsv and dev.tsv")
+        way.add_argument("--cache", type=Path, required=True, help="folder of states")
+        way.add_argument("--model", default="minilm")
+        way.add_argument("--precision", default="bfloat16")
+        way.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS))
+        for option, count in (("seeds", 3), ("train", 4_000), ("attacked", 300), ("public", 20_000)):
+            way.add_argument(f"--{option}", type=int, default=count)
         if function is run:
-            way.add_argument("--data", type=Path, required=True, help="folder of train.tsv and dev.tsv")
-            way.add_argument("--cache", type=Path, required=True, help="folder of states")
-            way.add_argument("--model", default="minilm")
-            way.add_argument("--precision", default="bfloat16")
-            way.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS))
             way.add_argument("--levels", type=float, nargs="+", default=[0.57, 0.4])
-            for option, count in (("seeds", 3), ("train", 4_000), ("attacked", 300), ("public", 20_000)):
-                way.add_argument(f"--{option}", type=int, default=count)
+            way.add_argument("--expecting", action="store_true", help="with an encoder that expects the arm's noise")
+            way.add_argument("--epochs", type=float, default=1.0, help="passes over what the attackers hold")
     options = parser.parse_args()
     options.function(options)
 

@@ -17,9 +17,9 @@ from rapt.errors import MechanismError, WireError
 from rapt.wire.strict_json import check_fields, read_count, read_field, read_name
 
 GuaranteeStatus = Literal["proved", "conditional", "broken-as-published"]
-# How an attacker learns P(y|x): by a closed form, by the geometry of Laplace noise, by that and the moves among near
-# tokens that follow it, or by counting draws of his own.
-ChannelKind = Literal["closed", "laplace", "ranked", "counted"]
+# How an attacker learns P(y|x): by a closed form, by the geometry of Laplace noise and the nearest token, or the two
+# nearest, by that and the moves among near tokens that follow it, or by counting draws of his own.
+ChannelKind = Literal["closed", "laplace", "two-nearest", "ranked", "counted"]
 # What one guarantee is for: each token beside its neighbours by distance (eta), or the whole text beside any (epsilon).
 Unit = Literal["token", "text"]
 
@@ -58,7 +58,7 @@ KNOWN_MECHANISMS: Final[Mapping[str, KnownMechanism]] = {
     "soft-pos": _known("eta beta calibrated metric penalty tags", "closed"),
     "mahalanobis": _known("eta metric mixing", "laplace"),
     "unit-laplace": _known("eta metric", "laplace"),
-    "vickrey": _known("eta tuning", "counted"),
+    "vickrey": _known("eta tuning", "two-nearest"),
     "rank-fix": _known("eta decay", "ranked"),
     "tem": _known("eta outside", "closed"),
     "santext": _known("eta", "closed"),

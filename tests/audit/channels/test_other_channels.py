@@ -93,29 +93,59 @@ def test_the_channel_of_scaled_rows_is_estimated_on_the_scaled_rows(vocabulary, 
     assert np.abs(other - counted)[often].max() > 0.15, "the twin: rows as they are"
 
 
-def success(vocabulary, *, rng, tokens):
-    """Shares of 20,000 words by a flat prior that a counted channel names rightly, and that stay, at `rank-fix`."""
+def success(vocabulary, name, *, rng, estimate=estimate_channel):
+    """Shares of 20,000 words that Bayes names rightly, and that stay, at an η where a third of them stays or more."""
     prior = zipf_prior(vocabulary.size).probabilities ** 0.3
     prior /= prior.sum()
-    mechanism = made(vocabulary, "rank-fix", eta=24.0)
     words = rng.choice(vocabulary.size, size=20_000, p=prior)
+    for eta in 0.5 * 1.4 ** np.arange(14):
+        mechanism = made(vocabulary, name, eta=eta)
+        if (mechanism.privatize(words[:500], rng=rng) == words[:500]).mean() > 1 / 3:
+            break
     released = mechanism.privatize(words, rng=rng)
-    asked = ChannelQuestion(
-        bundle=vocabulary.bundle, setting=mechanism.setting, outputs=np.unique(released), prior=prior
-    )
-    found = count_channel(asked, rng=rng, tokens=tokens)
+    outputs = np.unique(released)
+    found = estimate(mechanism.setting, vocabulary.bundle, outputs=outputs, prior=prior, rng=rng)
     guesses = found.rank_sources(prior)[np.searchsorted(found.outputs, released), 0]
     return (guesses == words).mean(), (released == words).mean()
 
 
+def count_few(setting, bundle, *, outputs, prior, rng):
+    asked = ChannelQuestion(bundle=bundle, setting=setting, outputs=outputs, prior=prior)
+    return count_channel(asked, rng=rng, tokens=4000)
+
+
+# Three standard errors of a share of 20,000 words.
+CHANCE = 3 * np.sqrt(0.25 / 20_000)
+
+
+@pytest.mark.parametrize("name", [name for name, known in KNOWN_MECHANISMS.items() if known.unit == "token"])
+def test_bayes_does_no_worse_than_copying_whatever_the_mechanism(name, rng):
+    named, copied = success(scattered_vocabulary(size=200, dim=24), name, rng=rng)
+    assert 0.05 < copied < 0.9
+    assert named > copied - CHANCE
+
+
 def test_an_attacker_who_counts_few_draws_does_no_worse_than_one_who_copies(rng, monkeypatch):
     vocabulary = scattered_vocabulary(size=1500, dim=24)
-    named, copied = success(vocabulary, rng=rng, tokens=4000)
+    named, copied = success(vocabulary, "rank-fix", rng=rng, estimate=count_few)
     assert 0.2 < copied < 0.8
-    assert named > copied - 3 * np.sqrt(0.25 / 20_000)
+    assert named > copied - CHANCE
     monkeypatch.setattr(counted, "_STRENGTHS", np.array([1e-9]))
-    named, copied = success(vocabulary, rng=rng, tokens=4000)
+    named, copied = success(vocabulary, "rank-fix", rng=rng, estimate=count_few)
     assert named < copied - 0.02, "the twin: counts as they are"
+
+
+def test_the_channel_of_the_two_nearest_tokens_is_that_of_both(rng):
+    wide = scattered_vocabulary(size=SIZE, dim=24)
+    mechanism = made(wide, "vickrey", eta=30.0)
+    asked = question(wide, mechanism.setting, sources=SIZE)
+    found = matrix_of(estimate_laplace_channel(asked, rng=rng, draws=400))
+    drawn = mechanism.privatize(np.repeat(np.arange(SIZE), 10_000), rng=rng).reshape(SIZE, -1)
+    shares = np.stack([np.bincount(row, minlength=SIZE) / len(row) for row in drawn])
+    # Six standard errors of 400 draws of a smooth value.
+    assert np.abs(found - shares).max() < 0.03
+    nearest = matrix_of(estimate_laplace_channel(question(wide, made(wide, "laplace", eta=30.0).setting), rng=rng))
+    assert np.abs(nearest - shares).max() > 0.1, "the twin: the nearest token alone"
 
 
 @pytest.mark.parametrize("decay", [0.05, 0.005])

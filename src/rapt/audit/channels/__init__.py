@@ -95,6 +95,7 @@ CHANNELS: Final[Mapping[ChannelKind, ChannelFunction]] = MappingProxyType(
     {
         "laplace": estimate_laplace_channel,
         "closed": compute_exact_channel,
+        "two-nearest": estimate_laplace_channel,
         "ranked": estimate_ranked_channel,
         "counted": count_channel,
     }
@@ -105,7 +106,7 @@ def explain_missing_pairs(setting: MechanismSetting, bundle: VocabularyBundle) -
     """Reason why P(y|x) is not known for every pair of words, or None where it is."""
     if (reason := explain_unknown_channel(setting, bundle)) is not None:
         return reason
-    if (kind := KNOWN_MECHANISMS[setting.name].channel) in ("counted", "ranked"):
+    if (kind := KNOWN_MECHANISMS[setting.name].channel) in ("two-nearest", "counted", "ranked"):
         return f"the channel of mechanism={setting.name!r} is {kind}, which leaves out most pairs of words"
     return None
 

@@ -15,6 +15,11 @@ gives every pair a smooth value, because one direction of the noise is integrate
 `mahalanobis` adds Lz in place of z. (Lz)·E(v) is z·(L'E(v)), so every product of the noise with a row is one with the
 stretched row L'E(v); products of the source and lengths stay as they are, and u is the unit vector along L'E(y).
 
+`vickrey` puts out the nearest token with a probability c, else the second: P(y|x) = c·P(y is first) + (1 - c)·P(y is
+second). y is first or second where one competitor at most beats it: between the second bounds on either side, without
+what lies between the first ones where these cross. c is taken at the noisy vector of the draw, before it is moved;
+where noise is long beside the distances of words it is near 1 - t everywhere.
+
 Truncation: of the tokens that compete with y, only the `COMPETITORS` nearest to the noisy vector and the `NEIGHBOURS`
 nearest to y are looked at; in a vocabulary no larger than that, all are. Leaving one out can only raise P(y|x), and for
 x = y hardly at all.
@@ -105,19 +110,28 @@ def estimate_laplace_channel(
     outputs, prior = asked.outputs, asked.prior
     eta = asked.setting.eta
     game = _draw(asked.bundle, asked.setting, draws=draws, rng=rng)
+    tuning = asked.setting.parameters.get("tuning")
+    assert tuning is None or isinstance(tuning, float)
     places = np.searchsorted(game.eligible, outputs)
     tried = np.flatnonzero(prior > 0)
     tried = np.sort(tried[np.argsort(-prior[tried], kind="stable")[:_TRIED]])
+    kept = min(asked.sources, len(tried))
     listed, beyond = _nominate(
-        game, tried, prior[tried], outputs=outputs, places=places, eta=eta, kept=min(asked.sources, len(tried))
+        game, tried, prior[tried], outputs=outputs, places=places, eta=eta, kept=kept, second=tuning is not None
     )
     held = np.unique(listed)
     columns = np.searchsorted(held, listed)
     names, scores = _strongest(game, held, on_progress=on_progress)
+    stays = None if tuning is None else _chance_of_first(game, held, scores, tuning=tuning)
     likelihood = np.empty((*listed.shape, draws), dtype=np.float32)
     for block in _blocks(len(outputs), _OUTPUT_BLOCK):
         likelihood[block] = _integrate(
-            game, places[block], game.table[listed[block]], names[columns[block]], scores[columns[block]]
+            game,
+            places[block],
+            game.table[listed[block]],
+            names[columns[block]],
+            scores[columns[block]],
+            stays=None if stays is None else stays[columns[block]],
         )
         if on_progress is not None:
             on_progress(0.5 + 0.5 * block.stop / len(outputs))
@@ -181,15 +195,24 @@ def _deviation(game: _Game, places: Ints, *, eta: float) -> Floats:
 
 
 def _nominate(
-    game: _Game, tried: Ints, prior: NDArray[np.float64], *, outputs: Ints, places: Ints, eta: float, kept: int
+    game: _Game,
+    tried: Ints,
+    prior: NDArray[np.float64],
+    *,
+    outputs: Ints,
+    places: Ints,
+    eta: float,
+    kept: int,
+    second: bool = False,
 ) -> tuple[Ints, NDArray[np.float64]]:
     """The sources worth a close look, the output itself first, (O, 1 + kept), and what is left out of them, (O,).
 
     They are the largest by prior(x) times a rough P(y|x): y must beat a level that depends on the source alone, as if
     the competitors were independent of y. What is left out is the sum of those values over the other sources, as a
     multiple of their sum over the kept ones: the values are off by a factor, which is much the same for both.
+    A second token need not beat the source.
     """
-    level, _ = _rough_level(game, tried)
+    level = _rough_level(game, tried)[1 if second else 0]
     deviation = _deviation(game, places, eta=eta)
     log_prior = np.log(prior).astype(np.float32)
     sources = np.repeat(outputs[:, None], 1 + kept, axis=1)
@@ -262,7 +285,30 @@ def _strongest(
     return names, scores
 
 
-def _integrate(game: _Game, places: Ints, sources: Floats, names: NDArray[np.int32], scores: Floats) -> Floats:
+def _chance_of_first(game: _Game, held: Ints, scores: Floats, *, tuning: float) -> Floats:
+    """The probability that `vickrey` puts out the nearest token, of each source and draw, (S, K)."""
+    table = game.table[held]
+    # A score is half of what a token's squared distance lacks of the noisy vector's squared length.
+    square = (table**2).sum(axis=1)[:, None] + 2 * table @ game.noise.T + (game.noise**2).sum(axis=1)
+    two = np.sort(scores, axis=2)[:, :, -2:]
+    if two.shape[2] < 2:
+        return np.ones(square.shape, dtype=np.float32)
+    distance = np.sqrt(np.maximum(square[:, :, None] - 2 * two, 0))
+    first, second = tuning * distance[:, :, 1], (1 - tuning) * distance[:, :, 0]
+    level = first + second <= 0
+    found: Floats = np.where(level, 1 - tuning, second / np.where(level, 1, first + second)).astype(np.float32)
+    return found
+
+
+def _integrate(
+    game: _Game,
+    places: Ints,
+    sources: Floats,
+    names: NDArray[np.int32],
+    scores: Floats,
+    *,
+    stays: Floats | None = None,
+) -> Floats:
     """P(y|x) of each draw for a block of outputs: steps 2 to 4 of the module's docstring.
 
     Args:
@@ -271,6 +317,7 @@ def _integrate(game: _Game, places: Ints, sources: Floats, names: NDArray[np.int
         sources: Rows of the sources, (B, S, d).
         names: Places of the competitors of each source and draw, (B, S, K, M).
         scores: Their scores, (B, S, K, M).
+        stays: Probability of the nearest token against the second, (B, S, K); None where it is always the nearest.
     """
     size = len(places)
     outputs, length = game.rows[places], game.reach[places, None]
@@ -283,7 +330,7 @@ def _integrate(game: _Game, places: Ints, sources: Floats, names: NDArray[np.int
 
     offset = (np.arange(size, dtype=np.int32) * np.int32(along.shape[1]))[:, None, None, None]
     slope = own_along[:, None, None, None] - along.ravel().take(names + offset)
-    lower, upper = _interval(scores - score[..., None], slope, names == places[:, None, None, None])
+    bounds = _bounds(scores - score[..., None], slope, names == places[:, None, None, None], two=stays is not None)
 
     near = _top(outputs @ game.rows.T - game.half_square, min(NEIGHBOURS + 1, along.shape[1]))  # (B, N), y among them
     near_score = (
@@ -291,24 +338,54 @@ def _integrate(game: _Game, places: Ints, sources: Floats, names: NDArray[np.int
         + np.moveaxis(game.level[:, near], 0, 1)[:, None]
     )
     slope = (own_along[:, None] - np.take_along_axis(along, near, axis=1))[:, None, None, :]
-    near_lower, near_upper = _interval(near_score - score[..., None], slope, (near == places[:, None])[:, None, None])
+    ignored = (near == places[:, None])[:, None, None]
+    if stays is not None:
+        # One competitor, in both lists, would count as two that beat y.
+        ignored = ignored | (near[:, None, None, :, None] == names[..., None, :]).any(axis=4)
+    near_bounds = _bounds(near_score - score[..., None], slope, ignored, two=stays is not None)
 
     deviation = np.sqrt(game.variance.astype(np.float64))
     drawn = (unit @ game.noise.T)[:, None, :]
-    low = (drawn + np.maximum(lower, near_lower)) / deviation
-    high = (drawn + np.minimum(upper, near_upper)) / deviation
-    # On either side of 0 the difference of the smaller tails, which do not cancel.
-    chance = np.where(low + high > 0, ndtr(-low) - ndtr(-high), ndtr(high) - ndtr(low))
-    return np.where(high > low, chance, 0).astype(np.float32)
+
+    def chance(lower: Floats, upper: Floats) -> Floats:
+        """The normal probability of an interval of moves."""
+        low, high = (drawn + lower) / deviation, (drawn + upper) / deviation
+        # On either side of 0 the difference of the smaller tails, which do not cancel.
+        inside = np.where(low + high > 0, ndtr(-low) - ndtr(-high), ndtr(high) - ndtr(low))
+        return np.where(high > low, inside, 0).astype(np.float32)
+
+    if stays is None:
+        return chance(np.maximum(bounds[0][0], near_bounds[0][0]), np.minimum(bounds[1][0], near_bounds[1][0]))
+    (lower, next_lower), (upper, next_upper) = (
+        np.sort(np.stack([*one, *other]), axis=0)[order]
+        for one, other, order in zip(bounds, near_bounds, (np.s_[:-3:-1], np.s_[:2]), strict=True)
+    )
+    first = chance(lower, upper)
+    either = chance(next_lower, next_upper) - chance(np.maximum(next_lower, upper), np.minimum(next_upper, lower))
+    found: Floats = stays * first + (1 - stays) * np.maximum(either - first, 0)
+    return found
 
 
-def _interval(gap: Floats, slope: Floats, ignored: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """The bounds that the competitors on the last axis put on a move τ along u: τ * slope >= gap for each."""
+def _bounds(gap: Floats, slope: Floats, ignored: NDArray[np.bool_], *, two: bool) -> tuple[list[Floats], list[Floats]]:
+    """The bounds that the competitors on the last axis put on a move τ along u: τ * slope >= gap for each.
+
+    The largest from below and the smallest from above, and with `two` the next of each as well.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         bound = gap / slope
-    lower: Floats = np.where((slope > 0) & ~ignored, bound, -np.inf).max(axis=-1)
-    upper: Floats = np.where((slope < 0) & ~ignored, bound, np.inf).min(axis=-1)
-    return lower, upper
+    lower = np.where((slope > 0) & ~ignored, bound, -np.inf)
+    upper = np.where((slope < 0) & ~ignored, bound, np.inf)
+    if not two:
+        return [lower.max(axis=-1)], [upper.min(axis=-1)]
+    if lower.shape[-1] == 1:
+        return [lower[..., 0], np.full_like(lower[..., 0], -np.inf)], [
+            upper[..., 0],
+            np.full_like(upper[..., 0], np.inf),
+        ]
+    # With one competitor there is no second.
+    low = np.sort(np.concatenate([np.full_like(lower[..., :1], -np.inf), lower], axis=-1), axis=-1)
+    high = np.sort(np.concatenate([upper, np.full_like(upper[..., :1], np.inf)], axis=-1), axis=-1)
+    return [low[..., -1], low[..., -2]], [high[..., 0], high[..., 1]]
 
 
 def _position(game: _Game, ids: Ints) -> Ints:
