@@ -6,13 +6,18 @@
       --eta 30 --epsilon 4 [--task r8]
 
 PUBLIC are the files `public.csv` that FOLDER has of each task after a first start. For each task the same contributors
-and the same judged texts go through `rapt compare`, all cut to their first `--words` words: tokens through `laplace` at
-η, tuned with RAPT and on a denoised backbone (with `--also-at-home` without reconstruction as well, asked privately and
-at home); and codes at ε, with the map of the task's public text, asked privately and at home. MRPC has one code for the
-pair, from a sixth of its pairs whose labels nobody reads. Attacks are those of `rapt compare --attacks`: of tokens the
-strongest reader and how often a text is recognized among 800, and the same of codes. A line a task: accuracies, and
-codes at home less each arm on tokens with the interval over seeds and texts. FOLDER keeps the results of each task, and
-a run that was cut off goes on there.
+and the same judged texts go through `rapt compare`, all cut to their first `--words` words and 128 tokens: tokens
+through `laplace` at η, tuned with RAPT and on a denoised backbone (with `--also-at-home` without reconstruction as
+well, asked privately and at home); and codes at ε, with the map of the task's public text, asked privately and at home.
+MRPC has one code for the pair, from a sixth of its pairs whose labels nobody reads. Attacks are those of `rapt compare
+--attacks`: of tokens the strongest reader and how often a text is recognized among 800, and the same of codes. A line a
+task: accuracies, and codes at home less each arm on tokens with the interval over seeds and texts. FOLDER keeps the
+results of each task, and a run that was cut off goes on there.
+
+With `--readers` a line a reader of codes instead: what it reads by the code and by code and label, beside the blind
+guess and what the label alone tells. With `--solved` a line a task, from the results that FOLDER has: logistic
+regression on the mean states of the same privatized tokens, of the backbone and of the denoised one, solved and not
+stepped, its penalty chosen on a third of its own records, asked privately and at home; and codes at home less these.
 """
 
 from __future__ import annotations
@@ -43,7 +48,7 @@ from rapt.compare.plan import (
 )
 from rapt.compare.results import AttackRow, ModelRow, read_row
 from rapt.compare.summary import estimate_mean
-from rapt.compare.texts import choose_crowd, read_split
+from rapt.compare.texts import choose_crowd, cut_texts, read_split
 from rapt.local.codes.codebook import make_codebook, make_pair_codebook, read_pair_states, read_public_states
 from rapt.local.codes.encoder import read_encoder
 from rapt.local.vocabulary import load_vocabulary
@@ -57,6 +62,7 @@ OF_TOKENS = (RAPT, DENOISED_PROBING)
 ALSO_AT_HOME = (PROMPT, TOKENS_AT_HOME)
 ATTACKS = ("embedding_inversion", "bayes")
 PUBLIC = 2_000
+TOKENS = 128  # of a text, at most
 
 
 def cut(path, columns, words, most=None):
@@ -203,6 +209,8 @@ def main():
             evaluation_records=options.judged,
             text_column_2=columns[1] if len(columns) > 1 else None,
         )
+        # A message may hold a word of thousands of tokens: both units read the text before it alike.
+        split = cut_texts(split, vocabulary=load_vocabulary("minilm"), most=TOKENS)
         plan = ComparisonPlan(
             model="minilm",
             etas=(options.eta,),
