@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,7 +22,7 @@ from http_requests import ENDLESS, done_job, job_body, open_client, status_of, u
 from rapt.errors import UnavailableError, UsageError
 from rapt.local.client import ServiceClient
 from rapt.service.http.assembly import load_backbones
-from rapt.service.http.server import listen, make_service_url, serve, work
+from rapt.service.http.server import listen, make_service_url, serve, stop_at_signals, work
 from rapt.service.http.settings import load_settings
 from rapt.service.storage.recovery import open_store
 from rapt.wire.manifest import dump_manifest
@@ -89,6 +90,35 @@ def test_a_service_that_is_asked_to_stop_leaves_in_order(tmp_path, number, own_l
     assert not settings.ready_file.exists()
     with open_store(settings.data_directory):
         pass  # nobody holds it any more
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_breaks_off_neither_the_handler_of_the_first_nor_the_end(number, monkeypatch):
+    starting, before = threading.Thread.start.__code__, set(threading.enumerate())
+    begun, ended = [], []
+
+    def trace(frame, event, _argument):
+        if event == "line":  # in the middle of the handler, while it starts a thread
+            sys.settrace(None)
+            frame.f_trace = None
+            signal.raise_signal(number)
+        return trace if frame.f_code is starting else None
+
+    # Two starts of one thread end in a `KeyError` of `threading`, which tells nobody but this.
+    monkeypatch.setattr(sys, "unraisablehook", ended.append)
+    traced = sys.gettrace()
+    with stop_at_signals():
+        sys.settrace(trace)
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            sys.settrace(traced)
+            signal.raise_signal(number)  # while the end puts things in order
+            begun.extend(set(threading.enumerate()) - before)
+            ended.append("in order")
+    for thread in begun:
+        thread.join()
+    assert (len(begun), ended) == (1, ["in order"])
 
 
 def test_a_worker_in_a_folder_without_a_service_is_refused_and_makes_nothing(tmp_path, own_logging):

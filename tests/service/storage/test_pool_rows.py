@@ -9,13 +9,14 @@ import pytest
 from sqlalchemy import func, select, update
 
 from code_material import codes_manifest
-from rapt.errors import LimitError, NotFoundError, QuotaError, RaptError
+from rapt.errors import LimitError, NotFoundError, QuotaError, RaptError, UsageError
 from rapt.service.storage import contribution_rows
 from rapt.service.storage.callers import OPERATOR, Caller
 from rapt.service.storage.contribution_rows import contribute, iterate_lines, take_back
 from rapt.service.storage.database import Cursor
 from rapt.service.storage.pool_rows import (
     begin_closing,
+    begin_second_round,
     delete_pool,
     end_closing,
     get_pool,
@@ -32,9 +33,9 @@ PLENTY = 10**9
 LINE = '{"token_ids":[1],"label":0}\n'
 
 
-def opened(store, caller, *, most=1000, least=2):
-    manifest = codes_manifest()
-    return open_pool(store, manifest, setting="aa", least=least, most=most, caller=caller, now=1, max_bytes=PLENTY)
+def opened(store, caller, *, most=1000, least=2, **rounds):
+    given = {"setting": "aa", "least": least, "most": most, "caller": caller, "now": 1, "max_bytes": PLENTY}
+    return open_pool(store, codes_manifest(), **given, **rounds)
 
 
 def give(store, pool, caller, count=1, *, receipts=None, max_bytes=PLENTY):
@@ -148,6 +149,40 @@ def test_a_pool_that_is_closed_is_read_and_emptied_page_by_page_and_ends_once(st
     assert (closed.status, closed.contributions, list(iterate_lines(store, pool.id))) == ("closed", 7, [])
     assert count(store, other) == 2
     assert [one.contributions for one in list_pools(store, Cursor(), tenant="ada").items] == [2, 7]
+
+
+def test_a_second_round_begins_once_after_all_of_the_first_are_in_and_with_none_of_them(store, ada, monkeypatch):
+    monkeypatch.setattr(contribution_rows, "_READ_AT_ONCE", 3)
+    pool = opened(store, ada, second=codes_manifest(), first=10)
+    seen = []
+
+    def advance():
+        def center(_pool, lines):
+            seen.append(len(list(lines)))
+            return codes_manifest()
+
+        return begin_second_round(store, pool.id, center=center, setting=lambda manifest: "bb", caller=ada)
+
+    give(store, pool, ada, 9)
+    with pytest.raises(UsageError, match="at least 10 contributions, got 9"):
+        advance()
+    give(store, pool, ada)
+
+    def many():
+        for taken in range(200):
+            try:
+                give(store, pool, ada)
+            except UsageError:  # of the setting of the first round, which has ended
+                return taken
+        return 200
+
+    *taken, first, second = at_once(many, many, advance, advance)
+    assert sorted(isinstance(one, UsageError) for one in (first, second)) == [False, True]
+    assert seen == [10 + sum(taken)]
+    found = get_pool(store, pool.id, tenant="ada")
+    assert (count(store, found), found.setting, found.is_first_round, found.status) == (0, "bb", False, "open")
+    with pytest.raises(UsageError, match="must have the setting of the pool"):
+        give(store, pool, ada)
 
 
 def test_a_pool_or_a_tenant_that_is_deleted_leaves_nothing(store, ada):

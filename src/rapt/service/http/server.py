@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from threading import Event, Timer
+from threading import Event, Lock, Timer
 from types import FrameType
 from typing import Any, Final
 
@@ -298,23 +298,29 @@ def stop_at_signals() -> Iterator[Callable[[], None]]:
     """
     cut_off = Timer(_GONE_WITHIN, _cut_off)
     cut_off.daemon = True
+    # A signal may come in the middle of another one's handler: taking a lock is one step, starting a thread is not.
+    is_running, is_interrupted = Lock(), Lock()
 
     def begin() -> None:
-        if cut_off.ident is None:
+        if is_running.acquire(blocking=False):
             cut_off.start()
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        # Once: a second one would break off what puts things in order after the first, which `cut_off` bounds.
+        is_first = is_interrupted.acquire(blocking=False)
         begin()
-        raise KeyboardInterrupt
+        if is_first:
+            raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield begin
     except KeyboardInterrupt:
         log.info("stopped")
     finally:
         cut_off.cancel()
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _prepare_process(settings: Settings) -> None:
