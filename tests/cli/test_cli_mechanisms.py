@@ -1,16 +1,22 @@
-"""`rapt mechanisms`, and the options of a mechanism on the command line."""
+"""`rapt mechanisms` and `rapt statement`: promises, what is spent, certificates, and what a file protects."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+from rapt.cli.mechanisms import audit_mechanism
+from rapt.errors import MechanismError
 from rapt.local.mechanisms import MECHANISMS
+from rapt.local.mechanisms.laplace import LaplaceMechanism
+from rapt.local.vocabulary import load_vocabulary
 
 
 @pytest.fixture
-def reviews(tmp_path, monkeypatch):
+def two_reviews(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAPT_CACHE_DIR", str(tmp_path / "cache"))
     path = tmp_path / "reviews.csv"
@@ -60,7 +66,7 @@ def test_every_mechanism_is_listed_with_status_options_and_caveat(rapt):
         ),
     ],
 )
-def test_options_are_set_and_recorded(arguments, recorded, reviews, rapt):
+def test_options_are_set_and_recorded(arguments, recorded, two_reviews, rapt):
     outcome = privatize(rapt, *arguments)
     assert outcome.code == 0, outcome.err
     assert json.loads(outcome.out)["mechanism"]["parameters"] == recorded
@@ -78,15 +84,15 @@ def test_options_are_set_and_recorded(arguments, recorded, reviews, rapt):
         (("--mechanism", "exponential", "--set", "prior=missing.json"), 6, "a file of counts must be readable"),
     ],
 )
-def test_a_wrong_option_is_refused_before_anything_is_written(arguments, code, message, reviews, rapt):
+def test_a_wrong_option_is_refused_before_anything_is_written(arguments, code, message, two_reviews, rapt):
     outcome = privatize(rapt, *arguments)
     assert (outcome.code, outcome.out) == (code, "")
     assert message in outcome.err
-    assert not (reviews.parent / "out.jsonl").exists()
+    assert not (two_reviews.parent / "out.jsonl").exists()
 
 
-def test_a_file_made_with_a_public_file_is_read_with_it_only(reviews, rapt):
-    (reviews.parent / "counts.json").write_text(json.dumps({"the": 40, "film": 9}))
+def test_a_file_made_with_a_public_file_is_read_with_it_only(two_reviews, rapt):
+    (two_reviews.parent / "counts.json").write_text(json.dumps({"the": 40, "film": 9}))
     made = privatize(rapt, "--mechanism", "exponential", "--set", "prior=counts.json")
     assert made.code == 0
     assert "counts.json" not in made.out
@@ -95,3 +101,138 @@ def test_a_file_made_with_a_public_file_is_read_with_it_only(reviews, rapt):
     assert "give the file" in refused.err
     unknown = rapt("statement", "out.jsonl", "--vocabulary", "bert-tiny", "--set", "colour=red")
     assert unknown.code == 2
+
+
+TINY = ("--vocabulary", "bert-tiny", "--runs", 400)
+
+
+@pytest.mark.parametrize("name", ["laplace", "exponential", "custext"])
+def test_a_mechanism_is_audited_on_near_pairs(rapt, name):
+    outcome = rapt("mechanisms", "--audit", name, "--eta", 5, "--allow-unproved", *TINY)
+    assert outcome.code == 0, outcome.err
+    assert "nothing speaks against eta = 5" in outcome.out
+    assert "runs can show" in outcome.out
+    assert "unchanged" in outcome.out
+    assert "η spent, at least" in outcome.out
+
+
+def test_the_json_says_what_was_found_and_how_sure(rapt):
+    # At this eta tokens stay themselves, so a few hundred draws tell them apart.
+    outcome = rapt("mechanisms", "--audit", "santext", "--eta", 200, "--pair", "good,bad", *TINY, "--json")
+    found = json.loads(outcome.out)
+    assert found["sound"] is True
+    assert found["defects"] == []
+    assert found["fit"]["p"] >= found["fit"]["alpha"] == 5e-7
+    assert found["eta_spent_at_least"] <= found["largest_bound_possible"]
+    assert found["alpha"] == 1e-6
+    assert 0 < found["eta_spent_at_least"] <= 200
+    assert [pair["runs"] for pair in found["pairs"]] == [200]
+
+
+def test_a_program_that_sends_text_in_clear_is_shown_and_refused(capsys):
+    vocabulary = load_vocabulary("bert-tiny")
+
+    @dataclass(frozen=True)
+    class SentInClear(LaplaceMechanism):
+        def privatize(self, token_ids, *, rng):
+            return token_ids.copy()
+
+    broken = SentInClear(vocabulary=vocabulary, eta=75.0)
+    with pytest.raises(MechanismError, match="do not follow the stated channel; release nothing with it"):
+        audit_mechanism(broken, vocabulary, pairs=["good,bad"], runs=400, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["sound"] is False
+    assert found["fit"]["unchanged"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--audit", "laplace"), "give --eta"),
+        (("--eta", 3), "add --audit NAME"),
+        (("--audit", "laplace", "--eta", 3, "--pair", "good,good", *TINY), "two different words"),
+        (("--audit", "laplace", "--eta", 3, "--pair", "good,gastroenterologist", *TINY), "one token each"),
+        (("--audit", "nobody", "--eta", 3, *TINY), "unknown mechanism='nobody'"),
+        (("--audit", "custext", "--eta", 3, *TINY), "--allow-unproved"),
+    ],
+)
+def test_what_cannot_be_audited_is_refused_in_one_line(rapt, arguments, message):
+    outcome = rapt("mechanisms", *arguments)
+    assert outcome.code != 0
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+TINY_TABLE = ("--vocabulary", "bert-tiny")
+
+
+def test_a_setting_is_stated_in_words_and_numbers(rapt):
+    outcome = rapt("statement", "--eta", 40, *TINY_TABLE, "--pair", "london,paris")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "NOT protected" in outcome.out
+    assert "london / paris" in outcome.out
+
+
+def test_json_is_one_document(rapt):
+    stated = json.loads(rapt("statement", "--eta", 40, *TINY_TABLE, "--json").out)
+    assert stated["mechanism"]["parameters"]["eta"] == 40
+
+
+def test_a_file_is_stated_as_its_manifest_says(rapt, reviews: Path, tmp_path: Path, never_shows):
+    rapt("privatize", reviews, tmp_path / "out", "--eta", 33, *TINY_TABLE, "--no-label", "--insecure-seed", 5)
+    outcome = rapt("statement", tmp_path / "out")
+    assert outcome.code == 0
+    assert "33" in outcome.out
+    assert "seed" in outcome.out
+    never_shows(outcome.out)
+
+
+def test_a_file_is_stated_with_its_own_lengths_and_with_the_words_of_its_texts(
+    rapt, reviews: Path, tmp_path: Path, never_shows
+):
+    rapt("privatize", reviews, tmp_path / "out", "--eta", 90, *TINY_TABLE, "--no-ledger")
+    outcome = rapt("statement", tmp_path / "out", "--original", reviews, "--json")
+    stated = json.loads(outcome.out)
+    shape, own = stated["file"], stated["own_texts"]
+    assert (shape["texts"], own["texts"]) == (6, 6)
+    assert shape["shortest"] < shape["median"] < shape["longest"]
+    assert {bound["tokens"] for bound in stated["texts"]} == {shape["median"], shape["longest"]}
+    assert own["unchanged"]["basis"] == "the tokens of your 6 texts"
+    assert stated["unchanged"]["basis"] != own["unchanged"]["basis"]
+    page = rapt("statement", tmp_path / "out", "--original", reviews)
+    assert "6 texts of" in page.out
+    never_shows(outcome.out + page.out + page.err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ((), 2, "give a privatized FILE, --epsilon or --eta"),
+        (("reviews.csv", "--eta", "3"), 2, "no two of them"),
+        (("--epsilon", "4", "--eta", "3"), 2, "no two of them"),
+        (("--epsilon", "nan"), 6, "the epsilon of a text must be a number above 0"),
+        (("--epsilon", "0"), 6, "the epsilon of a text must be a number above 0"),
+        (("--epsilon", "4", "--pair", "a,b"), 2, "are of tokens"),
+        (("--epsilon", "4", "--vocabulary", "minilm"), 2, "are of tokens"),
+        (("reviews.csv",), 4, "the first line must be"),
+        (("none.rapt.jsonl",), 3, "must be readable"),
+        (("--eta", "nan", *TINY_TABLE), 6, "eta must be a finite number"),
+        (("--eta", "-3", *TINY_TABLE), 6, "eta must be a finite number"),
+        (("--eta", "3", *TINY_TABLE, "--pair", "london"), 2, "two words with a comma"),
+        (("--eta", "3", *TINY_TABLE, "--original", "reviews.csv"), 2, "texts of a privatized FILE"),
+        (("--eta", "3", "--vocabulary", "gpt-9"), 5, "gpt-9"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments, code, said, rapt, reviews: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outcome = rapt("statement", *arguments)
+    assert (outcome.code, outcome.out) == (code, "")
+    assert said in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_a_file_of_another_vocabulary_is_refused(rapt, reviews: Path, tmp_path: Path):
+    rapt("privatize", reviews, tmp_path / "out", "--eta", 33, *TINY_TABLE)
+    outcome = rapt("statement", tmp_path / "out", "--vocabulary", "minilm")
+    assert outcome.code == 5
+    assert "hashes must be equal" in outcome.err
