@@ -25,6 +25,7 @@ from rapt.service.backbone.placement import (
     choose_device,
     fill_in_turn,
     limit_gpu_memory,
+    may_have_gpu,
     measure_half_of_gpu,
     move_to,
     send,
@@ -49,6 +50,16 @@ def test_auto_is_what_the_environment_says_and_else_what_is_there(monkeypatch):
     with pytest.raises(UsageError, match="torch finds none"):
         choose_device("auto")
     assert choose_device("cpu") == torch.device("cpu")
+
+
+def test_a_driver_is_found_by_its_devices_where_torch_could_use_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    (tmp_path / "null").touch()
+    assert not may_have_gpu(tmp_path)
+    (tmp_path / "nvidiactl").touch()
+    assert may_have_gpu(tmp_path)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert not may_have_gpu(tmp_path)
 
 
 @needs_no_gpu

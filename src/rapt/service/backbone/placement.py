@@ -33,6 +33,8 @@ from rapt.wire.strict_json import parse_object
 # What `auto` means on this machine, for every command.
 VARIABLE: Final = "RAPT_DEVICE"
 MAP_VARIABLE: Final = "RAPT_DEVICE_MAP"
+# Names of the devices through which torch finds GPUs: Nvidia's on a desktop, on Tegra and under Windows, and AMD's.
+_GPU_DRIVERS: Final = ("nvidia*", "nvhost*", "nvgpu*", "nvmap", "dxg", "kfd")
 _DEVICE: Final = re.compile(r"cpu|cuda(?::(\d{1,3}))?", re.ASCII)
 
 
@@ -63,6 +65,13 @@ def choose_device(device: str) -> torch.device:
     if place.type == "cuda":
         _try_out(place)
     return place
+
+
+def may_have_gpu(devices: Path = Path("/dev")) -> bool:
+    """Whether torch was built for GPUs and a driver of one is here; unlike `choose_device`, it asks no driver."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return False
+    return any(next(devices.glob(name), None) is not None for name in _GPU_DRIVERS)
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from rapt.service.answers.writing import Writes, compute_answers
 from rapt.service.backbone.architectures import ARCHITECTURES
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.opening import import_for, load_served
-from rapt.service.backbone.placement import choose_device, measure_half_of_gpu, share_gpus
+from rapt.service.backbone.placement import choose_device, may_have_gpu, measure_half_of_gpu, share_gpus
 from rapt.service.http.admission import Gate
 from rapt.service.http.housekeeping import Housekeeper
 from rapt.service.http.middleware import Metrics
@@ -179,8 +179,7 @@ def fork_job_processes(settings: Settings) -> Iterator[ForkServer | None]:
         The fork server; None where each process of jobs imports what it needs: where it may compute on a GPU, whose
         driver must not have been asked anything before a fork.
     """
-    built_for_gpus = torch.version.cuda is not None or torch.version.hip is not None
-    if not settings.job_process or (built_for_gpus and settings.device != "cpu"):
+    if not settings.job_process or (settings.device != "cpu" and may_have_gpu()):
         yield None
         return
     import_for(settings.models)
