@@ -173,7 +173,7 @@ def test_a_whole_audit_attacks_words_authors_and_tuned_heads_and_says_what_was_l
         (what, reader)
         for what in ("5 tokens of a text", "which of two texts is longer")
         for reader in ("linear", "neural")
-    } | {("5 tokens of a text", f"{reader} with the label") for reader in ("linear", "neural")}
+    } | {("5 tokens of a text", f"label-aware {reader}") for reader in ("linear", "neural")}
     alone = found.strongest_reader.label_alone
     assert f"by the label alone, which travels beside the code: {alone:.1%}" in code_audit_table(found)
     assert [item.releases for item in found.repeated] == [1, 3, 10, 30]

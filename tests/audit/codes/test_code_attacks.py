@@ -166,7 +166,7 @@ def test_a_code_is_judged_by_what_it_adds_to_the_label_beside_it(reader, codes_t
     words, beside = count_words(contents[:800], contents[800:]), np.eye(4)[labels]
     words = replace(words, learned_labels=beside[:800], asked_labels=beside[800:])
     alone, both = read_words(Lesson(learned=(seen[:800],), asked=seen[800:]), words, reader=reader, epsilon=1.0, seed=0)
-    assert both.reader == f"{reader} with the label"
+    assert both.reader == f"label-aware {reader}"
     assert both.label_alone == alone.label_alone > alone.blind + 0.2
     # Five words of a label stand in half of its texts in the mean; who knows the other half of the secret names 0.9.
     assert both.label_alone == pytest.approx(0.5, abs=0.05)

@@ -32,7 +32,6 @@ WORDS: Final = 5  # that a reader names of each text
 WORDS_OF_A_TEXT: Final = f"{WORDS} tokens of a text"
 USUAL_WORDS: Final = 500  # that it chooses among
 RELEASES: Final = 8  # of each text that the attacker holds
-WITH_THE_LABEL: Final = "with the label"
 _TYPICAL: Final = 5.0  # texts that the shares of all count as, beside those with a label
 _RIDGE: Final = 1.0
 _WIDTH: Final = 128
@@ -256,7 +255,7 @@ def read_words(lesson: Lesson, words: WordCounts, *, reader: str, epsilon: float
         learned=tuple(np.concatenate([learned, seen], axis=1) for seen in lesson.learned),
         asked=np.concatenate([asked, lesson.asked], axis=1),
     )
-    return alone, read(both, f"{reader} {WITH_THE_LABEL}")
+    return alone, read(both, f"label-aware {reader}")
 
 
 def compare_lengths(
