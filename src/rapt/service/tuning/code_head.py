@@ -46,7 +46,8 @@ _ITERATIONS: Final = 100
 _ROWS_AT_ONCE: Final = 4096
 Whole = NDArray[np.integer[Any]]
 # Length of a crowd's mean code from which on public text is of another kind. Maps of the texts' own kind had 0.04 to
-# 0.33, those of another 0.51 to 0.77, and teaching by these cost up to 20 points (docs/results/text_codes.md).
+# 0.33, those of another 0.51 to 0.77; teaching by these gained 1.6 points at best and cost 19 at worst
+# (docs/results/text_codes.md).
 MOST_APART: Final = 0.45
 _LEAST_SHARE: Final = 1e-6  # of a label that a home would divide by
 _ROWS_AT_ONCE_OF_A_MODEL: Final = 64
