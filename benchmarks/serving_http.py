@@ -57,12 +57,14 @@ serve(load_settings({}))
 """
 
 
-def register(data: Path, backbone: Backbone, *, count: int) -> list[str]:
-    """Names of `count` tuned models: one adapter in as many archives, which differ, and a row for each."""
-    files = adapter_to_files(made_adapter(backbone, torch.Generator().manual_seed(0)))
+def register(data: Path, backbone: Backbone, *, count: int, apart: bool = False) -> list[str]:
+    """Names of `count` tuned models: one adapter in as many archives, which differ, or `apart` as many adapters."""
+    generator = torch.Generator().manual_seed(0)
+    files = adapter_to_files(made_adapter(backbone, generator))
     with open_store(data) as store:
         models = []
         for number in range(count):
+            files = adapter_to_files(made_adapter(backbone, generator)) if apart else files
             archive = pack_adapter(files | {"number": b"%d" % number})
             digest = hashlib.sha256(archive).hexdigest()
             path = LocalBlobs(store.directory.blobs).path(digest)
@@ -122,6 +124,7 @@ def spent(pid: int) -> tuple[float, float]:
 def service_on(data: Path, *, model: str, settings: Mapping[str, str] | None = None) -> Iterator[tuple[str, int]]:
     """URL and process id of a service in a process of its own; `settings` as environment variables."""
     ready = data.parent / "ready"
+    ready.unlink(missing_ok=True)  # of a service before it that was cut off
     environment = os.environ | {
         "RAPT_DATA_DIRECTORY": str(data),
         "RAPT_PORT": "0",

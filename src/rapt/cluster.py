@@ -47,6 +47,8 @@ Attendant = Callable[[Any, Connection], None]
 _TRIES: Final = 8
 # Items that wait for a core beside each that is computed.
 _IN_FLIGHT: Final = 2
+# How often a cluster of our own is started: Ray gives its processes 30 s, and on a busy machine one may need more.
+_STARTS: Final = 3
 # How long an address may take to answer, how long a cluster may take to let us in or to start, and to leave, seconds.
 _ANSWERS: Final = 10.0
 _JOINS: Final = 180.0
@@ -58,6 +60,13 @@ _ONE_THREAD: Final = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "RAYON_NUM_THREADS": "1",
+}
+# Of a cluster of our own: what Ray would count of itself and of each task, which nobody reads here.
+_UNCOUNTED: Final = {
+    "RAY_enable_metrics_collection": "0",
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_event_stats": "0",
+    "RAY_enable_timeline": "0",
 }
 _LOST: Final = (
     "the head node of the Ray cluster must be there to the end of the work, and was lost; start the cluster again, and "
@@ -229,7 +238,7 @@ def _attend(
     if address is None:
         # Ray takes the address of the network for that of loopback, but where it believes that it may not.
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} | _UNCOUNTED
     ray = import_module("ray")
     try:
         connection.send(_join(ray, address, cores, store_bytes, folder))
@@ -249,19 +258,24 @@ def _attend(
 def _join(ray: Any, address: str | None, cores: int, store_bytes: int | None, folder: str) -> int:
     """Join the cluster; returns how many cores it has."""
     quiet = {"log_to_driver": False, "configure_logging": False}
+    own = {
+        "num_cpus": cores,
+        "object_store_memory": store_bytes,
+        "_node_ip_address": "127.0.0.1",
+        "include_dashboard": False,
+    }
     try:
-        if address is None:
-            ray.init(
-                "local",
-                num_cpus=cores,
-                object_store_memory=store_bytes,
-                _temp_dir=f"{folder}/r",  # Ray opens its own folder to everybody, and not the one around it
-                _node_ip_address="127.0.0.1",
-                include_dashboard=False,
-                **quiet,
-            )
-        else:
+        if address is not None:
             ray.init(address, **quiet)
+        for number in range(_STARTS if address is None else 0):
+            try:
+                # Ray opens its own folder to everybody, and not the one around it.
+                ray.init("local", _temp_dir=f"{folder}/{number}", **own, **quiet)
+                break
+            except Exception:  # as below
+                if number == _STARTS - 1:
+                    raise
+                ray.shutdown()
     except Exception as error:  # Ray has no one class for them; the message may hold an address or the token
         if "ersion mismatch" in str(error):
             version = ".".join(map(str, sys.version_info[:3]))

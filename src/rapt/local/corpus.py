@@ -294,7 +294,7 @@ def privatize_corpus(
         if done > 0:  # with a seed, the noise of the first records must not come again
             stream = worker_stream(stream.provenance, position=done)
         apart = processes > 1 or cluster is not None
-        size = CHUNK_OF_A_WORKER if apart else CHUNK
+        size = CHUNK_OF_A_WORKER if apart and cluster is None else CHUNK
         chunks = cut_into_chunks(texts, first_position=done, labelled=names is not None, size=size)
         if apart:
             draw = (

@@ -101,7 +101,8 @@ def check_pairs(
 
 
 # Texts privatized at once: thousands of tokens, enough to keep the matrix product busy, and about a second of work,
-# so that progress moves. For several processes less, so that at the end of a file none waits long for the others.
+# so that progress moves. For several processes less, so that at the end of a file none waits long for the others; but
+# not on a cluster, where each costs its nodes some 10 ms.
 CHUNK: Final = 512
 CHUNK_OF_A_WORKER: Final = 256
 

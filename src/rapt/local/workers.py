@@ -301,5 +301,6 @@ def privatize_on_cluster(
 
 def draw_block(setting: BlockSetting, chunk: Chunk) -> list[PrivatizedRecord]:
     """The records of one chunk: the same whenever and wherever they are drawn."""
+    _keep_freed_memory()
     stream = block_stream(setting.chunk.manifest.randomness, key=setting.key, position=chunk.position)
     return privatize_records(chunk, setting.chunk, stream=stream)

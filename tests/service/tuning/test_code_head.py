@@ -14,6 +14,7 @@ from rapt.local.codes.subset import make_subset
 from rapt.service.adapter.adapter import adapter_from_files, adapter_to_files
 from rapt.service.answers.prediction import ClassificationRow, classify
 from rapt.service.backbone.opening import load_backbone
+from rapt.service.tuning import code_head
 from rapt.service.tuning.code_head import measure_apart, solve_head, tune_code_head
 from rapt.service.tuning.tasks import label_losses
 from rapt.service.tuning.tuner import TuningCancelled, tune
@@ -209,6 +210,29 @@ def test_labels_that_codes_say_nothing_of_are_held_back_more_than_those_they_tel
 
     assert penalty(0.0, 200) > 0.1
     assert penalty(6.0, 2000) < 0.01
+
+
+@pytest.mark.parametrize("label_privacy", [None, LabelPrivacy(epsilon=2.0)])
+def test_a_head_on_several_codewords_a_text_is_that_of_their_states_laid_out(tmp_path, monkeypatch, label_privacy):
+    code = code_bundle(codes=3, size=8, run=4)
+    write_code_bundle(code, tmp_path / "codes")
+    backbone, rng = load_backbone(str(tmp_path / "codes")), np.random.default_rng(3)
+    ids, drawn = rng.integers(8, size=(400, 3)), rng.random(400)
+    manifest = codes_manifest(codewords=8, codes=3, labels=("a", "b", "c"), label_privacy=label_privacy)
+    records = tuple(
+        PrivatizedRecord(token_ids=tuple(each), label=0 if draw < 0.2 else each[0] // 3)
+        for each, draw in zip(ids.tolist(), drawn, strict=True)
+    )
+    sealed = seal_manifest(replace(manifest, vocabulary_hash=code.hash), records)
+    file = PrivatizedFile(manifest=sealed, records=records)
+    monkeypatch.setattr(code_head, "_SUMMED", 150)
+    summed = tune_code_head(backbone, file, config=CONFIG)
+    monkeypatch.setattr(code_head, "_sum_up", lambda backbone, training: None)
+    laid_out = tune_code_head(backbone, file, config=CONFIG)
+    for name in ("head_weight", "head_bias", "label_shares"):
+        np.testing.assert_allclose(getattr(summed, name), getattr(laid_out, name), atol=1e-4)
+    assert summed.card.metrics == pytest.approx(laid_out.card.metrics, rel=1e-4)
+    assert summed.card.metrics["train_mean_token_accuracy"] > 0.6
 
 
 def test_a_crowd_of_a_hundred_thousand_costs_what_its_codebook_costs(backbone, code):

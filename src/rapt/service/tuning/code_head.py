@@ -5,6 +5,8 @@ optimum is computed, with all records at once, and the one thing that noise make
 back, is chosen on the private codes themselves by cross-validation: 100 texts at ε = 1 want it a thousand times
 stronger than 4,000 texts at ε = 8. That is post-processing of what was released, so it costs no privacy. Records of one
 id and label are counted and not repeated: a million of them cost what the codebook costs, and 8 bytes each beside.
+Where a text has several codewords nearly every record differs; then what each codeword says for each label is added up,
+some thousand records at a time, so that no state is ever laid out.
 
 Where the folder of a codebook has states of public text, a second head for answers at home is taught on them
 (`rapt.teaching`), unless the crowd's codes say that its texts are of another kind: then that text teaches wrongly.
@@ -13,14 +15,14 @@ Where the folder of a codebook has states of public text, a second head for answ
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from rapt.centering import estimate_center
 from rapt.errors import TuningError
@@ -53,6 +55,8 @@ _LEAST_SHARE: Final = 1e-6  # of a label that a home would divide by
 _ROWS_AT_ONCE_OF_A_MODEL: Final = 64
 # Records that are dealt to folds at once.
 _DEALT: Final = 65_536
+# Records of several codewords whose answers are added up at once.
+_SUMMED: Final = 16_384
 # Settings of a run of steps, which a head that is solved has not.
 _OF_STEPS: Final = ("epochs", "batch_size", "learning_rate", "patience")
 
@@ -97,24 +101,18 @@ def tune_code_head(
     """
     check_code_config(config)
     tuning = Tuning(backbone, training.manifest, config)
-    states, counts, place = _count(tuning, backbone, training.records, classes=len(training.manifest.labels or ()))
-    private = training.manifest.label_privacy
-    labels = _labels_of(training.records)
-    penalty = choose_penalty(
-        states, place, labels, counts.shape[1], private=private, seed=config.seed, should_stop=should_stop
-    )
-    weight, bias = solve_head(states, counts, penalty=penalty, label_privacy=private)
+    crowd = _sum_up(backbone, training) or _count(tuning, backbone, training)
+    penalty = crowd.choose_penalty(seed=config.seed, should_stop=should_stop)
+    weight, bias = crowd.solve(penalty=penalty)
     head = _head_of(tuning)
     with torch.no_grad():
         head.linear.weight.copy_(weight)
         head.linear.bias.copy_(bias)
-    logits = states @ weight.T + bias
-    losses = _judge(logits, counts, label_privacy=private)
+    losses, shares = crowd.judge(weight, bias)
     judged = {} if validation is None else evaluate(tuning, validation, batch_size=_rows_at_once(backbone))
     steps = config.epochs * batches_per_epoch(len(training.records), size=config.batch_size)
     on_progress(Progress(step=steps, steps=steps, epoch=config.epochs - 1, losses=losses, validation=judged, last=True))
     metrics = {"step": steps, "penalty": penalty, **losses, **judged}
-    shares = (counts.sum(dim=1) / counts.sum()) @ logits.softmax(dim=1)
     shares = shares.float().clamp(min=_LEAST_SHARE)
     made = adapter_of(backbone, training, tuning, config=config, metrics=metrics)
     return replace(made, label_shares=shares, taught=_teach(backbone, training, weight, bias, shares))
@@ -168,31 +166,159 @@ def solve_head(
     total = counts.sum()
     scale = ((counts.sum(dim=1) @ states.square()).sum() / (total * states.shape[1])).sqrt().clamp(min=1e-12)
     scaled = states / scale
-    classes = counts.shape[1]
-    weight = torch.zeros(classes, states.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
     rows, labels = counts.nonzero(as_tuple=True)
     shares = counts[rows, labels] / total
+
+    def fit(weight: Tensor, bias: Tensor) -> Tensor:
+        loss = label_losses((scaled @ weight.T + bias)[rows], labels, label_privacy=label_privacy) @ shares
+        loss.backward()  # type: ignore[no-untyped-call]  # torch does not say what it returns
+        return loss.detach()
+
+    weight, bias = _minimize(fit, shape=(counts.shape[1], states.shape[1]), penalty=penalty)
+    return weight / scale, bias
+
+
+def _minimize(
+    fit: Callable[[Tensor, Tensor], Tensor], *, shape: tuple[int, int], penalty: float
+) -> tuple[Tensor, Tensor]:
+    """Return W and b of the lowest fit + λ |W|², where `fit` returns the mean loss and adds its gradient to both."""
+    weight = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(shape[0], dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [weight, bias], max_iter=_ITERATIONS, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe"
     )
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        logits = scaled @ weight.T + bias
-        fit = label_losses(logits[rows], labels, label_privacy=label_privacy) @ shares
-        found: Tensor = penalty * weight.square().sum() + fit
-        found.backward()  # type: ignore[no-untyped-call]  # torch does not say what it returns
-        return found
+        held = penalty * weight.square().sum()
+        held.backward()  # type: ignore[no-untyped-call]  # as above
+        return held.detach() + fit(weight, bias)
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]  # nor here
-    return (weight / scale).detach(), bias.detach()
+    return weight.detach(), bias.detach()
 
 
-def _count(
-    tuning: Tuning, backbone: Backbone, records: Sequence[PrivatizedRecord], *, classes: int
-) -> tuple[Tensor, Tensor, NDArray[np.int32]]:
-    """Return the different states, (U, h), the labels of each, (U, C), and the place of each record in them, (n,)."""
+@dataclass(frozen=True)
+class _Counted:
+    """Different states, (U, h), the labels of each, (U, C), and the place and the label of each record, (n,)."""
+
+    states: Tensor
+    counts: Tensor
+    places: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    private: LabelPrivacy | None
+
+    def choose_penalty(self, *, seed: int, should_stop: Callable[[], bool]) -> float:
+        return choose_penalty(
+            self.states,
+            self.places,
+            self.labels,
+            self.counts.shape[1],
+            private=self.private,
+            seed=seed,
+            should_stop=should_stop,
+        )
+
+    def solve(self, *, penalty: float) -> tuple[Tensor, Tensor]:
+        return solve_head(self.states, self.counts, penalty=penalty, label_privacy=self.private)
+
+    def judge(self, weight: Tensor, bias: Tensor) -> tuple[dict[str, float], Tensor]:
+        """Loss and accuracy over all records, and the share of each label in the answers to them, (C,)."""
+        logits = self.states @ weight.T + bias
+        rows, labels = self.counts.nonzero(as_tuple=True)
+        shares = self.counts[rows, labels] / self.counts.sum()
+        right = (logits.argmax(dim=1)[rows] == labels).double() @ shares
+        loss = label_losses(logits[rows], labels, label_privacy=self.private) @ shares
+        answers = (self.counts.sum(dim=1) / self.counts.sum()) @ logits.softmax(dim=1)
+        return {"train_loss": loss.item(), "train_mean_token_accuracy": right.item()}, answers
+
+
+@dataclass(frozen=True)
+class _Summed:
+    """Records whose states are sums of rows of a table, (R, h): the rows of each, (n, r), and its label, (n,)."""
+
+    table: Tensor
+    rows: Tensor
+    labels: Tensor
+    classes: int
+    private: LabelPrivacy | None
+
+    def choose_penalty(self, *, seed: int, should_stop: Callable[[], bool]) -> float:
+        drawn = np.random.default_rng(seed).permutation(len(self.labels)) % _FOLDS
+        folds = torch.from_numpy(drawn.astype(np.int8))
+
+        def judge(penalty: float) -> float:
+            loss = 0.0
+            for fold in range(_FOLDS):
+                left_out = self._choose(folds == fold)
+                if len(left_out.labels):
+                    weight, bias = self._choose(folds != fold).solve(penalty=penalty)
+                    loss += left_out.judge(weight, bias)[0]["train_loss"] * len(left_out.labels)
+            return loss
+
+        return _find_lowest(judge, should_stop=should_stop)
+
+    def _choose(self, which: Tensor) -> _Summed:
+        return replace(self, rows=self.rows[which], labels=self.labels[which])
+
+    def solve(self, *, penalty: float) -> tuple[Tensor, Tensor]:
+        count, squares = max(1, len(self.labels)), 0.0
+        for rows, _ in self._cut():
+            squares += float(nn.functional.embedding_bag(rows, self.table, mode="sum").square().sum())
+        scale = max(1e-12, math.sqrt(squares / (count * self.table.shape[1])))
+        scaled = self.table / scale
+
+        def fit(weight: Tensor, bias: Tensor) -> Tensor:
+            votes = scaled @ weight.T
+            cast, total = votes.detach().requires_grad_(), torch.zeros((), dtype=torch.float64)
+            for rows, labels in self._cut():
+                logits = nn.functional.embedding_bag(rows, cast, mode="sum") + bias
+                loss = label_losses(logits, labels, label_privacy=self.private).sum() / count
+                loss.backward()  # type: ignore[no-untyped-call]  # torch does not say what it returns
+                total += loss.detach()
+            votes.backward(cast.grad)  # type: ignore[no-untyped-call]  # nor here
+            return total
+
+        weight, bias = _minimize(fit, shape=(self.classes, self.table.shape[1]), penalty=penalty)
+        return weight / scale, bias
+
+    @torch.no_grad()
+    def judge(self, weight: Tensor, bias: Tensor) -> tuple[dict[str, float], Tensor]:
+        """Return what `judge` of `_Counted` returns."""
+        votes, answers = self.table @ weight.T, torch.zeros(self.classes, dtype=torch.float64)
+        loss = right = 0.0
+        for rows, labels in self._cut():
+            logits = nn.functional.embedding_bag(rows, votes, mode="sum") + bias
+            loss += float(label_losses(logits, labels, label_privacy=self.private).sum())
+            right += float((logits.argmax(dim=1) == labels).sum())
+            answers += logits.softmax(dim=1).sum(dim=0)
+        count = max(1, len(self.labels))
+        return {"train_loss": loss / count, "train_mean_token_accuracy": right / count}, answers / count
+
+    def _cut(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(self.labels), _SUMMED):
+            some = slice(start, start + _SUMMED)
+            yield self.rows[some].long(), self.labels[some].long()
+
+
+def _sum_up(backbone: Backbone, training: PrivatizedFile) -> _Summed | None:
+    """Return the records as sums; None where a text has one codeword, or a state is no sum of its codewords."""
+    code, manifest = backbone.code, training.manifest
+    if not backbone.is_codebook or code is None or code.codes == 1 or manifest.pairs:
+        return None
+    ids = np.fromiter((one for record in training.records for one in record.token_ids), dtype=np.int32)
+    first = code.size * np.arange(code.codes, dtype=np.int32)
+    return _Summed(
+        # The mean state of a record: each of its codewords, divided by their number, in a run of its own.
+        torch.from_numpy(backbone.bundle.embeddings.astype(np.float64) / code.codes),
+        torch.from_numpy(ids.reshape(len(training.records), code.codes) + first),
+        torch.from_numpy(_labels_of(training.records)),
+        len(manifest.labels or ()),
+        manifest.label_privacy,
+    )
+
+
+def _count(tuning: Tuning, backbone: Backbone, training: PrivatizedFile) -> _Counted:
     first: dict[object, int] = {}
     chosen: list[PrivatizedRecord] = []
 
@@ -202,12 +328,15 @@ def _count(
             chosen.append(one)
         return found
 
+    records, manifest = training.records, training.manifest
     places = np.fromiter(map(place, records), dtype=np.int32, count=len(records))
     at_once = _rows_at_once(backbone)
     cut = range(0, len(chosen), at_once)
     states = torch.cat([_read(tuning, backbone, chosen[start : start + at_once]) for start in cut])
     states = states.cpu().double()  # a GPU reads, and a processor solves: in float64 few GPUs are fast
-    return states, tally_labels(places, _labels_of(records), (len(first), classes)), places
+    labels = _labels_of(records)
+    counts = tally_labels(places, labels, (len(first), len(manifest.labels or ())))
+    return _Counted(states, counts, places, labels, manifest.label_privacy)
 
 
 def _labels_of(records: Sequence[PrivatizedRecord]) -> NDArray[np.int32]:
@@ -226,15 +355,6 @@ def _read(tuning: Tuning, backbone: Backbone, records: Sequence[PrivatizedRecord
 
 def _rows_at_once(backbone: Backbone) -> int:
     return _ROWS_AT_ONCE if backbone.is_codebook else _ROWS_AT_ONCE_OF_A_MODEL
-
-
-def _judge(logits: Tensor, counts: Tensor, *, label_privacy: LabelPrivacy | None) -> dict[str, float]:
-    """Loss and accuracy over all records, from the logits of their different states, (U, C)."""
-    rows, labels = counts.nonzero(as_tuple=True)
-    shares = counts[rows, labels] / counts.sum()
-    right = (logits.argmax(dim=1)[rows] == labels).double() @ shares
-    loss = label_losses(logits[rows], labels, label_privacy=label_privacy) @ shares
-    return {"train_loss": loss.item(), "train_mean_token_accuracy": right.item()}
 
 
 def _head_of(tuning: Tuning) -> TaskHead:
@@ -284,10 +404,8 @@ def choose_penalty(
         for fold, tally in enumerate(tallies):
             tally += tally_labels(some[folds == fold], tags[folds == fold], shape)
     everything = sum(tallies[1:], tallies[0])
-    best: tuple[float, float] = (math.inf, PENALTIES[-1])
-    for penalty in reversed(PENALTIES):  # of equal ones the strongest
-        if should_stop():
-            raise TuningCancelled("tuning was asked to stop; start a new job")
+
+    def judge(penalty: float) -> float:
         loss = 0.0
         for left_out in tallies:
             if not left_out.any():
@@ -296,5 +414,16 @@ def choose_penalty(
             rows, found = left_out.nonzero(as_tuple=True)
             logits = states[rows] @ weight.T + bias
             loss += float(label_losses(logits, found, label_privacy=private) @ left_out[rows, found])
-        best = min(best, (loss, penalty), key=lambda item: item[0])
+        return loss
+
+    return _find_lowest(judge, should_stop=should_stop)
+
+
+def _find_lowest(judge: Callable[[float], float], *, should_stop: Callable[[], bool]) -> float:
+    """Return the penalty of the lowest loss, of equal ones the strongest."""
+    best: tuple[float, float] = (math.inf, PENALTIES[-1])
+    for penalty in reversed(PENALTIES):
+        if should_stop():
+            raise TuningCancelled("tuning was asked to stop; start a new job")
+        best = min(best, (judge(penalty), penalty), key=lambda item: item[0])
     return best[1]
