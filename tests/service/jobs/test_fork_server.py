@@ -101,6 +101,14 @@ def service():
         yield found
 
 
+@pytest.fixture
+def ignored_ends():
+    """Have processes that are started ignore the ends of their own, as some supervisors do."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
 def is_gone(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
@@ -117,6 +125,14 @@ def test_a_process_has_two_pipes_a_session_and_the_environment_of_now_and_nothin
     assert (found["leads"], found["ignores"], found["threads"], found["name"]) == (True, True, 1, "rapt-job")
     assert service.ask("wait") == 0
     wait_until(lambda: not Path(f"/proc/{forked}").exists())
+
+
+def test_the_end_of_a_process_is_told_where_the_service_ignores_the_ends_of_its_own(ignored_ends, service):
+    for word, code in (("kill", -signal.SIGKILL), ("wait", 0)):
+        service.ask("start")
+        assert service.ask(word) == code
+    service.process.stdin.close()
+    assert "Error" not in service.process.stderr.read()
 
 
 def test_what_one_process_did_the_next_one_does_not_have(service):

@@ -131,8 +131,9 @@ class ForkServer:
         if self._is_alive:
             self._is_alive = False
             self._control.close()
-            os.kill(self._pid, signal.SIGKILL)  # not waited for yet, so the id is still its own
-            os.waitpid(self._pid, 0)
+            with suppress(OSError):  # whoever started this process has it not wait for others
+                os.kill(self._pid, signal.SIGKILL)  # not waited for yet, so the id is still its own
+                os.waitpid(self._pid, 0)
 
 
 @contextmanager
@@ -181,6 +182,7 @@ def fork_on_demand(control: socket.socket, run: Runs) -> NoReturn:
     os.setsid()  # a Ctrl-C in the terminal is for the service
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, nobody is told how a process has ended
     control = socket.socket(fileno=fcntl.fcntl(control, fcntl.F_DUPFD_CLOEXEC, 3))
     _keep_descriptors(2, control.fileno())
     _name_this_process("rapt-forks")
