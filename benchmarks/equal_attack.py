@@ -81,7 +81,7 @@ ARMS = {
     "custext": Arm("custext", 0.1),
     "laplace, sorted": Arm("laplace", 78.8, is_sorted=True),
     "erasure": Arm(None),
-    "vickrey": Arm("vickrey", 100),
+    "vickrey": Arm("vickrey", 108.5),
 }
 
 

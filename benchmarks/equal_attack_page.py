@@ -23,6 +23,11 @@ DOCS = Path(__file__).parent.parent / "docs"
 LINES = DOCS / "results/mechanisms_equal_attack.jsonl"
 PAGE = DOCS / "results/mechanisms.md"
 NOISY = ("laplace", "unit-laplace", "mahalanobis", "rank-fix", "vickrey")
+# Kind of the lines, heads of the table, and the field and form of each column.
+OTHER_AXES = (
+    ("axes", ("rare words read", "recognized among 1,000"), {"rare_read": "{:.1%}", "recognized": "{:.1%}"}),
+    ("privbench", ("rank among 872", "cosine"), {"nearest": "{:.1f}", "cosine": "{:.2f}"}),
+)
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -87,22 +92,16 @@ def make_tables(rows: list[dict]) -> list[str]:
                 f"| {result.arm} | {result.eta:.4g} | {accuracy:.1f} ± {half:.1f} | {lead:+.1f} ± {width:.1f} "
                 f"| {len(result.right)} | {' | '.join(cells)} | {100 * bits[0]:.1f} | {learned:.2f} |"
             )
-    others = [row for row in rows if row["kind"] in ("axes", "privbench")]
-    if others:
-        said += [
-            "",
-            "| arm | strongest attack | rare words read, % | recognized among 1,000, % | rank among 872 | cosine |",
-            "|---|---|---|---|---|---|",
-        ]
-    for result in results:
-        own = [row for row in others if (row["level"], row["arm"]) == (result.level, result.arm)]
-        axes = next((row for row in own if row["kind"] == "axes"), None)
-        alike = [row for row in own if row["kind"] == "privbench"]
-        if axes or alike:
-            cells = [f"{100 * axes[name]:.1f}" if axes else "" for name in ("rare_read", "recognized")]
-            cells += [f"{np.mean([row['nearest'] for row in alike]):.1f}" if alike else ""]
-            cells += [f"{np.mean([row['cosine'] for row in alike]):.2f}" if alike else ""]
-            said.append(f"| {result.arm} | {result.level:.0%} | {' | '.join(cells)} |")
+    for kind, head, columns in OTHER_AXES:
+        measured = [row for row in rows if row["kind"] == kind]
+        if not measured:
+            continue
+        said += ["", f"| arm | strongest attack | {' | '.join(head)} |", "|---|---|" + "---|" * len(head)]
+        for result in results:
+            own = [row for row in measured if (row["level"], row["arm"]) == (result.level, result.arm)]
+            if own:
+                means = [form.format(np.mean([row[name] for row in own])) for name, form in columns.items()]
+                said.append(f"| {result.arm} | {result.level:.0%} | {' | '.join(means)} |")
     return said
 
 

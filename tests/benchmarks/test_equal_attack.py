@@ -98,6 +98,6 @@ def test_every_arm_goes_from_sentences_to_a_table(bench, page, tmp_path, monkeyp
     assert [kinds.count(kind) for kind in ("expecting", "axes", "privbench")] == [2, 4, 8]
     assert all(1 <= line["nearest"] <= 20 and line["cosine"] <= 1.0001 for line in lines if line["kind"] == "privbench")
     shown = "\n".join(page.make_tables(lines))
-    assert all(shown.count(f"| {name} |") == 2 for name in known)
+    assert all(shown.count(f"| {name} |") == 3 for name in known)
     (tmp_path / "shown.svg").write_text(page.draw(page.collect(lines)), encoding="utf-8")
     assert ElementTree.parse(tmp_path / "shown.svg").getroot().tag.endswith("svg")
