@@ -19,6 +19,8 @@ def make_plan(**changes) -> ReplicaPlan:
         "least": 1,
         "most": 1,
         "requests": 8.0,
+        "up_after": 30.0,
+        "down_after": 600.0,
         "cores": 1.0,
         "gpus": 0.0,
     }

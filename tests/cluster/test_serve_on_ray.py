@@ -7,21 +7,29 @@ import os
 import signal
 import socket
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from queue import Queue
 
 import httpx2
 import pytest
+import torch
 
 from closeness import assert_close
 from http_requests import ENDLESS, done_job, job_body, open_client, status_of, upload
+from own_postgresql import own_postgresql
 from rapt.cli.program import run as rapt
-from rapt.errors import ClusterError
-from rapt.service.adapter.adapter import adapter_from_files
+from rapt.errors import ClusterError, UnavailableError
+from rapt.service.adapter.adapter import adapter_from_files, adapter_to_files
 from rapt.service.answers.prediction import classify, row_of
 from rapt.service.backbone.opening import load_backbone
 from rapt.service.replicas.front import Replicas, ReplicaSettings
-from rapt.wire.adapter_files import unpack_adapter
+from rapt.service.tuning.tuner import tune
+from rapt.service.tuning.tuning_config import TuningConfig
+from rapt.wire.adapter_files import CARD, WEIGHTS, unpack_adapter
 from rapt.wire.manifest import dump_manifest
 from rapt.wire.privatized_file import PrivatizedRecord, dump_query, remove_labels, seal_manifest
 from replica_material import make_plan
@@ -204,17 +212,101 @@ def test_a_lost_cluster_is_one_line_and_comes_back(served, backbone):
     check(served, [served.ask()], backbone)
 
 
+def test_replicas_that_cannot_start_take_the_place_of_none(served, writer, backbone):
+    weights, before = writer[1] / "model.safetensors", served.find(b"ServeReplica")
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])
+    served.process.send_signal(signal.SIGHUP)
+    answers, failed = [], "replicas were replaced: every node of the cluster must be able to hold a replica"
+
+    def is_told():
+        answers.append(served.ask())
+        return failed in served.log()
+
+    wait_until(is_told, seconds=SECONDS)
+    check(served, [*answers, *(served.ask() for _ in range(8))], backbone)
+    assert served.find(b"ServeReplica") == before
+    weights.write_bytes(content)
+
+
+def test_replicas_come_with_load_and_go_without_it_and_no_request_is_lost(backbone, tmp_path):
+    settings = {"admin_key": KEY, "precision": "float32", "most_replicas": 2, "replica_requests": 1}
+    settings |= {"replica_up_seconds": 1, "replica_down_seconds": 2}
+    one = [word if word != "2" else "1" for word in ON_RAY]
+    with serving_process(tmp_path, command=one, **settings) as (process, url):
+        served, answers = Served(tmp_path, process, url, backbone), []
+        assert len(served.find(b"ServeReplica")) == 1
+        with ThreadPoolExecutor(8) as pool:
+
+            def is_scaled():
+                answers.extend(pool.map(lambda _: served.ask(), range(32)))
+                return len(served.find(b"ServeReplica")) == 2
+
+            wait_until(is_scaled, seconds=SECONDS)
+
+        def is_alone():  # one request after the other, while the second replica goes
+            answers.append(served.ask())
+            return len(served.find(b"ServeReplica")) == 1
+
+        wait_until(is_alone, seconds=SECONDS)
+        check(served, [*answers, served.ask()], backbone)
+        served.http.close()
+
+
+@pytest.mark.skipif("RAPT_TEST_POSTGRESQL" not in os.environ, reason="needs a PostgreSQL server")
+def test_services_on_one_postgresql_share_replicas_models_and_the_tokens_of_a_minute(backbone, nodes, tmp_path):
+    with nodes() as held, own_postgresql() as server, ExitStack() as stack:
+        command = [*ON_RAY[:-1], "1", "--ray-address", held.address]
+        settings = {"admin_key": KEY, "precision": "float32", "worker_in_service": False, "keep_replicas": True}
+        settings |= {"database_url": server.url, "blobs": f"file://{tmp_path / 'blobs'}"}
+        clients = []
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            _, url = stack.enter_context(serving_process(tmp_path / name, command=command, **settings))
+            clients.append(stack.enter_context(open_client(url, timeout=SECONDS)))
+        one, two = clients
+        admin = {"authorization": f"Bearer {KEY}"}
+        quota = {"name": "ada", "tokens_per_minute": 1_000}
+        assert one.post("/v1/admin/tenants", json=quota, headers=admin).status_code == 200
+        key = one.post("/v1/admin/tenants/ada/keys", headers=admin).json()["value"]
+        for client in clients:
+            client.headers["authorization"] = f"Bearer {key}"
+        config = TuningConfig(epochs=1, batch_size=16)
+        files = adapter_to_files(tune(backbone, separable_file(backbone, records=32), config=config))
+        form = {"card": ("c", files[CARD]), "weights": ("w", files[WEIGHTS])}
+        model = one.post("/v1/adapters", files=form).json()["id"]
+        asked = remove_labels(separable_file(backbone, records=8, seed=1))
+        query, begun = {"model": model, **dump_query(asked)}, time.monotonic()
+        answers = [client.post("/v1/classify", json=query) for client in (one, two)]
+        assert [answer.status_code for answer in answers] == [200, 200]
+        assert answers[0].json()["predictions"] == answers[1].json()["predictions"]
+        taken, refused = 2, False
+        while not refused:
+            status = clients[taken % 2].post("/v1/classify", json=query).status_code
+            refused = status == 429
+            taken += status == 200
+        cost = sum(len(record.token_ids) for record in asked.records)
+        assert taken * cost <= 1_000 * (1 + (time.monotonic() - begun) / 60)  # with what flowed in meanwhile
+
+
 def plan(**changes):
     return make_plan(**{"torch_threads": 1, **changes})
 
 
-def start(plan, address):
+@contextmanager
+def replicas_of(plan, address):
     settings = ReplicaSettings(plan=plan, address=address, keep=False, jobs=None, jobs_at_once=1, shares_disk=False)
     replicas = Replicas(settings)
     try:
         replicas.start()
+        yield replicas
     finally:
         replicas.close()
+
+
+def start(plan, address):
+    with replicas_of(plan, address):
+        pass
 
 
 def test_nodes_that_cannot_hold_a_replica_are_one_line(nodes, tmp_path):
@@ -225,6 +317,26 @@ def test_nodes_that_cannot_hold_a_replica_are_one_line(nodes, tmp_path):
         with pytest.raises(ClusterError, match="every node of the cluster must be able to hold a replica") as caught:
             start(plan(models={"bert-tiny": str(tmp_path / "nowhere")}), held.address)
         assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_that_finds_the_object_store_full_is_one_line_to_who_asks_and_others_are_answered(backbone, nodes):
+    full = {"local_fs_capacity_threshold": 0.0, "local_fs_monitor_interval_ms": 10}
+    small = tune(backbone, separable_file(backbone, records=16), config=TuningConfig(epochs=1))
+    large = replace(small, tuned=replace(small.tuned, prompt=torch.zeros(2**18, backbone.embedding_size)))
+    given = plan(vocabularies={"bert-tiny": backbone.bundle.hash}, adapter_bytes=2**30)
+    with nodes(system=full) as held, replicas_of(given, held.address) as replicas:
+
+        def ask(adapter):
+            said = Queue()
+            row = row_of(PrivatizedRecord(token_ids=(2000, 2001)), adapter=adapter)
+            replicas.ask("bert-tiny", [row], tenant="ada", cost=2, on_said=lambda *told: said.put(told))
+            return said.get(timeout=SECONDS)
+
+        for _ in range(2):
+            kind, error = ask(large)
+            assert (kind, type(error)) == ("error", UnavailableError)
+            assert "the object store of a node must have room, and is full" in str(error)
+            assert ask(small)[0] == "answers"
 
 
 def test_a_service_without_a_cluster_at_the_address_says_so_in_one_line(tmp_path, capsys, monkeypatch):

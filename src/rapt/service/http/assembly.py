@@ -369,6 +369,8 @@ def make_replica_settings(settings: Settings, store: Store, backbones: Mapping[s
         least=settings.replicas,
         most=settings.most_replicas or settings.replicas,
         requests=settings.replica_requests,
+        up_after=settings.replica_up_seconds,
+        down_after=settings.replica_down_seconds,
         cores=settings.replica_cores,
         gpus=settings.replica_gpus,
     )

@@ -50,6 +50,8 @@ _OF_CLUSTERS: Final = (
     "replicas",
     "most_replicas",
     "replica_requests",
+    "replica_up_seconds",
+    "replica_down_seconds",
     "replica_cores",
     "replica_gpus",
     "keep_replicas",
@@ -169,6 +171,12 @@ class Settings(BaseSettings):
     )
     replica_requests: float = Field(
         8.0, gt=0, description="calls at once for each replica that Ray Serve aims at when it scales"
+    )
+    replica_up_seconds: float = Field(
+        30.0, gt=0, description="how long more must be asked before a replica is added, s"
+    )
+    replica_down_seconds: float = Field(
+        600.0, gt=0, description="how long less must be asked before a replica is taken away, s"
     )
     replica_cores: float = Field(1.0, ge=0, description="cores of a replica")
     replica_gpus: float = Field(0.0, ge=0, description="GPUs of a replica, or a part of one")

@@ -40,6 +40,7 @@ _ONE_REPLICA: Final = 8192
 _BETWEEN_LOOKS: Final = 5.0  # at whether the application is still there, s
 # Serve counts calls against this; who waits waits in the replica's own queue, which is fair.
 _CALLS_AT_ONCE: Final = 4096
+_COUNTED_OVER: Final = 30.0  # s over which Serve averages the calls at once by which it scales, at most
 _DRAIN: Final = 30.0  # s that a replica may take to finish what it has, before it is stopped
 
 
@@ -79,10 +80,18 @@ class _Bridge:
         serve.start(proxy_location="Disabled")
         application = serve.status().applications.get(plan.name)
         if again or application is None or application.status != "RUNNING":
-            scaling: dict[str, Any] = {"num_replicas": plan.least}
+            scaling: dict[str, Any] = {} if plan.most > plan.least else {"num_replicas": plan.least}
             if plan.most > plan.least:
-                ends = {"min_replicas": plan.least, "max_replicas": plan.most}
-                scaling = {"autoscaling_config": ends | {"target_ongoing_requests": plan.requests}}
+                counted_over = min(_COUNTED_OVER, plan.up_after, plan.down_after)
+                scaling["autoscaling_config"] = {
+                    "min_replicas": plan.least,
+                    "max_replicas": plan.most,
+                    "target_ongoing_requests": plan.requests,
+                    "upscale_delay_s": plan.up_after,
+                    "downscale_delay_s": plan.down_after,
+                    "look_back_period_s": counted_over,
+                    "metrics_interval_s": counted_over / 3,
+                }
             replicas = serve.deployment(
                 name="replicas",
                 ray_actor_options={"num_cpus": plan.cores, "num_gpus": plan.gpus},
@@ -120,7 +129,11 @@ class _Bridge:
 
     def _explain(self, error: Exception) -> ClusterError:
         with suppress(Exception):  # what cannot be deleted stays for whoever runs the cluster
-            self._serve.delete(self._plan.name)
+            # Those that were to be replaced serve on, where Serve had not begun with the last of them.
+            application = self._serve.status().applications.get(self._plan.name)
+            found = [] if application is None else application.deployments.values()
+            if not any(one.replica_states.get("RUNNING") for one in found):
+                self._serve.delete(self._plan.name)
         return ClusterError(
             f"the replicas must start, got {type(error).__name__}; look at the logs of Ray Serve, and give the cluster "
             "more cores or memory"
@@ -159,7 +172,10 @@ class _Bridge:
                 self._tasks[value].cancel()
         elif kind == "keep":
             digest, files = value
-            self._files[digest] = [self._ray.put(files)]
+            try:
+                self._files[digest] = [self._ray.put(files)]
+            except Exception as error:  # whoever asks for the adapter is told, and then it is sent again
+                self._files[digest] = explain(self._ray, error)
         elif kind == "drop":
             self._files.pop(value, None)
         elif kind == "job":
@@ -250,6 +266,10 @@ class _Bridge:
                 if files or not wanted <= self._files.keys():
                     return UnavailableError("the adapter could not reach a replica; ask again")
                 files = {digest: self._files[digest] for digest in wanted}
+                for digest, found in files.items():
+                    if isinstance(found, ClusterError):
+                        self._say(0, "not kept", digest)
+                        return UnavailableError(f"the adapter could not reach a replica: {found}")
             except lost:
                 pause = next(pauses)
                 if pause is None:

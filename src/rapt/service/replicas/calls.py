@@ -42,6 +42,8 @@ class ReplicaPlan:
         least: Fewest replicas.
         most: Most replicas.
         requests: Requests at once for each replica that Serve aims at when it adds or takes away replicas.
+        up_after: Time for which more must be asked before Serve adds a replica, s.
+        down_after: Time for which less must be asked before it takes one away, s.
         cores: Cores of a replica.
         gpus: GPUs of a replica.
         version: Version of rapt that every node must have.
@@ -60,6 +62,8 @@ class ReplicaPlan:
     least: int
     most: int
     requests: float
+    up_after: float
+    down_after: float
     cores: float
     gpus: float
     version: str = __version__

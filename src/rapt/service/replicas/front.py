@@ -244,6 +244,10 @@ class Replicas:
         if kind == "restarted":
             log.log(logging.INFO if value is None else logging.ERROR, "replicas were replaced: %s", value or "done")
             return
+        if kind == "not kept":
+            with self._guard:
+                self._kept.pop(value, None)
+            return
         goes_on = kind == "written" and value.finish is None and value.error is None
         with self._guard:
             on_said = self._waiting.get(number) if goes_on else self._waiting.pop(number, None)
