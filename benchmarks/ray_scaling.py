@@ -156,6 +156,8 @@ def prepare_service(folder: Path, arguments: argparse.Namespace) -> Callable[[],
 
 
 PARTS: Final = ("work", "ours", "ray")
+WORKERS: Final = ("ray::IDLE", "ray::compute", "ray::SERVE_REPLICA")
+RAYS_OWN: Final = ("raylet", "gcs_server")
 
 
 def timed(work: Callable[[], object]) -> Way:
@@ -172,12 +174,13 @@ def used() -> Counter[str]:
     found = Counter({"ours": sum(here.cpu_times()[:4])})  # with that of processes that have ended
     for process in here.children(recursive=True):
         try:
-            title, words, spent = process.name(), process.cmdline()[1:], sum(process.cpu_times()[:2])
+            name, words, spent = process.name(), process.cmdline(), sum(process.cpu_times()[:2])
         except psutil.Error:  # it has ended
             continue
-        if title.startswith("ray::") and not title.endswith(("Agent", "Controller")):
+        title = words[0] if words else name  # Ray writes into it what a worker does
+        if title.startswith(WORKERS):
             found["work"] += spent
-        elif title.startswith(("ray", "gcs_server")) or any("/ray/" in word for word in words):
+        elif title.startswith("ray::") or name in RAYS_OWN or any("/ray/" in word for word in words[1:]):
             found["ray"] += spent
         else:
             found["ours"] += spent
