@@ -3,7 +3,6 @@
 import inspect
 
 import pytest
-import test_checkpoint_models
 import test_job_runs
 import test_named_blobs
 import test_store
@@ -29,7 +28,7 @@ def store(request, tmp_path):
 
 
 def _shared():
-    for module in (test_checkpoint_models, test_job_runs, test_named_blobs, test_store, test_tenants):
+    for module in (test_job_runs, test_named_blobs, test_store, test_tenants):
         for name, function in vars(module).items():
             if name.startswith("test_") and callable(function) and name not in _OF_A_FOLDER:
                 wanted = inspect.signature(function).parameters

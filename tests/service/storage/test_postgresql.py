@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
-import test_checkpoint_models
 import test_job_runs
 import test_named_blobs
 import test_pool_rows
@@ -78,7 +77,6 @@ def store(url, tmp_path):
 
 def _shared():
     for module in (
-        test_checkpoint_models,
         test_job_runs,
         test_named_blobs,
         test_pool_rows,
