@@ -114,13 +114,13 @@ def find_missing(rows: list[dict]) -> list[str]:
 def draw(results: list[Result]) -> str:
     """Accuracy over the bits that an attacker learns: a box of 95 % an arm, in two panels."""
     reach = [one.read["bits_learned"] for one in results]
-    usual = next((one for one in results if one.arm == "laplace"), results[0]).accuracy[0]
+    first = next((one for one in results if one.arm == "laplace"), results[0])
     # Both panels have the axis of the first, so that each has a line over all of it.
-    across_all = tuple((bits, usual) for bits in (0.9 * min(reach), 1.12 * max(reach)))
+    across_all = tuple((bits, first.accuracy[0]) for bits in (0.9 * min(reach), 1.12 * max(reach)))
     figures = []
     for title, noisy in (("Noise on the table's rows", True), ("All else", False)):
         lines = []
-        reference = Line(name="level of laplace", style="fourth dashed", points=across_all)
+        reference = Line(name=f"{first.arm} at {100 * first.level:.0f} %", style="fourth dashed", points=across_all)
         for name in dict.fromkeys(one.arm for one in results):
             own = sorted((one for one in results if one.arm == name), key=lambda one: one.read["bits_learned"])
             if (name in NOISY) == noisy and own:
@@ -137,11 +137,11 @@ def draw(results: list[Result]) -> str:
                 )
         across = "bits that the attacker learns of a token (logarithmic)"
         figures.append(Figure(title=title, across=across, up="right on dev, %", lines=(*lines, reference), step=5.0))
-    levels = " and ".join(f"{level:.0%}" for level in dict.fromkeys(one.level for one in results))
+    levels = " or ".join(f"{100 * level:.0f}" for level in dict.fromkeys(one.level for one in results))
     return draw_picture(
         figures,
-        title=f"What is left for a task where the strongest attack reads {levels} of the tokens",
-        subtitle="SST-2, MiniLM, a linear head on privatized sentences; boxes of 95 % over seeds and sentences",
+        title=f"What a task keeps where the strongest attack reads {levels} % of tokens",
+        subtitle="SST-2, MiniLM, a head on privatized sentences; boxes of 95 %, those of two levels joined",
         description="Accuracy of each mechanism against the bits that the attacker learns of a token.",
     )
 

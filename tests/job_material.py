@@ -45,7 +45,8 @@ def run_job(store, job, *, backbones, should_stop, between_questions=job_run.BET
 
 def queue_job(store, backbones, content, config, *, caller=DEVELOPER, validation=None, model="bert-tiny"):
     """Put a job on the queue, on a file of its own, given as a path or bytes; return its row."""
-    gate = Gate([backbone.bundle for backbone in backbones.values()])
+    models = backbones.values()
+    gate = Gate([one.bundle for one in models], codes=[one.code for one in models if one.code is not None])
 
     def keep(given):
         read = given if isinstance(given, bytes) else given.read_bytes()

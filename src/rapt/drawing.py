@@ -223,12 +223,13 @@ def _draw_panel(figure: Figure, scale: Callable[[float], float], ticks: Sequence
         parts.append(f'<line class="grid" x1="{at:.1f}" y1="{y}" x2="{at:.1f}" y2="{y + _PANEL}"/>')
         parts.append(_text(at, y + _PANEL + 18, f"{tick:g}", style="small", anchor="middle"))
     parts.append(f'<path class="axis" d="M{_LEFT} {y} V{y + _PANEL} H{right}"/>')
-    start = float(_LEFT + 10)
+    start, letters = float(_LEFT + 10), 6.4 * sum(len(line.name) for line in figure.lines)
+    apart = min(54.0, (right + 22 - start - letters) / max(1, len(figure.lines)))  # so that all names have room
     for line in figure.lines:
         parts += _draw_line(line, scale, height)
         parts.append(f'<line class="line {line.style}" x1="{start}" y1="{y - 12}" x2="{start + 26}" y2="{y - 12}"/>')
         parts.append(_text(start + 32, y - 8, line.name, style="small"))
-        start += 54 + 6.4 * len(line.name)
+        start += apart + 6.4 * len(line.name)
     if figure.mark is not None:
         at = scale(figure.mark)
         parts.append(f'<line class="mark" x1="{at:.1f}" y1="{y}" x2="{at:.1f}" y2="{y + _PANEL}"/>')

@@ -3,11 +3,14 @@ import threading
 import warnings
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from code_material import code_bundle, codes_file
 from job_material import messages_of, queue_job, run_job, runner_on, weights_of
 from rapt.errors import UsageError
 from rapt.service.adapter.adapter import adapter_from_files
+from rapt.service.backbone.opening import load_served
 from rapt.service.jobs.hyperparameters import config_from_json, method_to_json
 from rapt.service.jobs.job_log import JobLog, load_job_logger
 from rapt.service.jobs.job_run import MOST_CHECKPOINTS, MOST_EVENTS, ProgressEvents
@@ -19,7 +22,9 @@ from rapt.service.storage.job_runs import claim_next_job, latest_run_state, list
 from rapt.service.storage.model_rows import get_model, list_models, read_adapter_archive
 from rapt.service.storage.recovery import requeue_abandoned_jobs
 from rapt.service.tuning.tuner import Progress, ReconstructionConfig, TuningCancelled, TuningConfig
+from rapt.service.tuning.tuning_config import default_config
 from rapt.wire.adapter_files import unpack_adapter
+from rapt.wire.code_bundle import write_code_bundle
 from rapt.wire.privatized_file import PrivatizedFile, seal_manifest
 from running_service import save_privatized, wait_until
 from stored_material import kept_bytes, tenant
@@ -418,6 +423,22 @@ def test_a_run_that_stops_early_says_so_keeps_its_last_epoch_and_counts_what_it_
     assert f"after epoch {epochs} of 25, at step {4 * epochs}" in said
     assert f"lowest at step {4 * best}, {min(losses):.4f}" in said
     assert "patience=2" in said
+
+
+def test_a_job_on_texts_of_another_kind_than_the_public_ones_says_that_it_taught_no_second_head(store, tmp_path):
+    code = code_bundle(size=64, run=4)
+    write_code_bundle(code, tmp_path / "codes", public_states=np.eye(6, dtype=np.float32))
+    backbones = {"codes": load_served(str(tmp_path / "codes"), name="codes", precision="auto")}
+    near = np.argsort(code.codewords[0] @ code.codewords[0, 0])[-4:]  # all texts lie on one side of the centre
+    file = codes_file(code)
+    records = tuple(replace(one, token_ids=(int(near[i % 4]),)) for i, one in enumerate(file.records))
+    sealed = PrivatizedFile(manifest=seal_manifest(file.manifest, records), records=records)
+    path = save_privatized(sealed, tmp_path / "texts.jsonl")
+    job = queue_job(store, backbones, path, default_config("linear_probing"), model="codes")
+    claimed = claim_next_job(store, worker="worker-of-a-test", models=["codes"], now=3)
+    run_job(store, claimed, backbones=backbones, should_stop=never)
+    assert len([message for message in messages_of(store, job) if "no second head was taught" in message]) == 1
+    assert get_job(store, job.id, tenant=LOCAL).status == "succeeded"
 
 
 def test_of_a_run_of_very_many_epochs_not_every_validation_is_an_event():

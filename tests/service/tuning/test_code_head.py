@@ -141,7 +141,9 @@ def test_a_head_is_taught_the_rest_of_a_state_by_public_text_and_is_asked_about_
         of_other_kind = PrivatizedFile(manifest=seal_manifest(manifest, others), records=others)
         assert measure_apart(code, file) < 0.2
         assert measure_apart(code, of_other_kind) > 0.6
-        assert tune_code_head(backbone, of_other_kind, config=CONFIG).taught is None
+        said = []
+        assert tune_code_head(backbone, of_other_kind, config=CONFIG, on_warning=said.append).taught is None
+        assert ["no second head was taught" in message for message in said] == ([] if beside is None else [True])
         again = adapter_from_files(files, backbone=backbone)
         assert (again.taught is None) == (beside is None)
         home = load_code_model(files, code=code, encoder=encoder)

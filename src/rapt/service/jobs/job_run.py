@@ -219,6 +219,12 @@ def run_job(
         waiting(lambda: record_progress(store, job, message=message, data=data, now=_now()))
         figures.add(data)
 
+    warnings: list[str] = []
+
+    def warn(message: str) -> None:
+        log.warning("job %s: %s", job.id, message)
+        warnings.append(message)
+
     progress = ProgressEvents(report)
     checkpoints = EpochCheckpoints(store, job, epochs=config.epochs, max_bytes=settings.tenant_bytes)
     try:
@@ -233,6 +239,7 @@ def run_job(
             run_state_every=STEPS_BETWEEN_RUN_STATES,
             on_epoch=lambda step, adapter: waiting(lambda: checkpoints.keep(step, adapter)),
             resume_from=waiting(states.latest),
+            on_warning=warn,
             recompute=recompute,
         )
     except TuningCancelled:
@@ -245,7 +252,7 @@ def run_job(
 
     def publish() -> None:
         with store.directory.stage_bytes(packed) as staged:
-            succeed_job(store, job, staged, trained_tokens=made.tokens, notes=made.notes, now=_now())
+            succeed_job(store, job, staged, trained_tokens=made.tokens, notes=(*made.notes, *warnings), now=_now())
 
     waiting(publish)
 

@@ -48,7 +48,7 @@ _ITERATIONS: Final = 100
 _ROWS_AT_ONCE: Final = 4096
 Whole = NDArray[np.integer[Any]]
 # Length of a crowd's mean code from which on public text is of another kind. Maps of the texts' own kind had 0.04 to
-# 0.33, those of another 0.51 to 0.77; teaching by these gained 1.6 points at best and cost 19 at worst
+# 0.33, those of another 0.51 to 0.86; teaching by these gained 1.6 points at best and cost 19 at worst
 # (docs/results/text_codes.md).
 MOST_APART: Final = 0.45
 _LEAST_SHARE: Final = 1e-6  # of a label that a home would divide by
@@ -84,6 +84,7 @@ def tune_code_head(
     validation: PrivatizedFile | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
+    on_warning: Callable[[str], None] = lambda message: None,
 ) -> Adapter:
     """Return the adapter whose head has the lowest regularized loss on a checked file of codes.
 
@@ -94,6 +95,7 @@ def tune_code_head(
         validation: Evaluated once, at the end.
         on_progress: Called at the end.
         should_stop: Asked before each penalty that is tried.
+        on_warning: Told where no second head was taught, though there is public text.
 
     Raises:
         TuningError: Settings of steps were asked for.
@@ -115,17 +117,28 @@ def tune_code_head(
     metrics = {"step": steps, "penalty": penalty, **losses, **judged}
     shares = shares.float().clamp(min=_LEAST_SHARE)
     made = adapter_of(backbone, training, tuning, config=config, metrics=metrics)
-    return replace(made, label_shares=shares, taught=_teach(backbone, training, weight, bias, shares))
+    taught = _teach(backbone, training, weight, bias, shares, on_warning=on_warning)
+    return replace(made, label_shares=shares, taught=taught)
 
 
 def _teach(
-    backbone: Backbone, training: PrivatizedFile, weight: Tensor, bias: Tensor, shares: Tensor
+    backbone: Backbone,
+    training: PrivatizedFile,
+    weight: Tensor,
+    bias: Tensor,
+    shares: Tensor,
+    *,
+    on_warning: Callable[[str], None],
 ) -> tuple[Tensor, Tensor] | None:
     """The weight and the bias of a head over whole states; None without public text of the kind, and over pairs."""
     code, mechanism = backbone.code, training.manifest.mechanism
     if not backbone.is_codebook or code is None or backbone.public_states is None or training.manifest.pairs:
         return None
-    if measure_apart(code, training) > MOST_APART:
+    if (apart := measure_apart(code, training)) > MOST_APART:
+        on_warning(
+            f"answers at home come from the head over codes, and no second head was taught: the mean code of the crowd "
+            f"has length {apart:.2f}, above {MOST_APART:g}, so its texts are of another kind than the public text"
+        )
         return None
     head = teach_head(
         backbone.public_states,

@@ -98,6 +98,7 @@ def tune(
             validation=validation,
             on_progress=on_progress if processes.first else lambda progress: None,
             should_stop=lambda: processes.as_first_says(should_stop()),
+            on_warning=on_warning if processes.first else lambda message: None,
         )
     run = Run(
         backbone,
