@@ -202,9 +202,10 @@ def test_a_whole_audit_attacks_words_authors_and_tuned_heads_and_says_what_was_l
 def test_public_text_teaches_the_readers_and_all_texts_are_read(encoder, bundle, texts, states):
     mechanism = SubsetMechanism(bundle=bundle, epsilon=14.0, preferred=8)
     file = file_of(mechanism, draw(mechanism, bundle, states)[:200])
-    originals = Originals(texts=tuple(texts[:200]), public=tuple(texts[200:]))
+    originals = Originals(texts=tuple(texts[:200]), public=tuple(texts[200:]), labels=(0, 1) * 100)
     found = audit_codes(file, originals, bundle=bundle, encoder=encoder, quick=True)
     assert found.learned_from == "200 public texts"
+    assert "label-aware readers" in {item.attack for item in found.skipped}  # public texts have no labels of the file
     assert found.strongest_reader.first.n == 200
     assert next(item for item in found.readings if item.what.startswith("which")).first.low > 0.5
     with pytest.raises(AuditError, match="20 texts that are not in the file, got 3"):

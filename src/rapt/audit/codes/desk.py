@@ -135,6 +135,7 @@ class CodeDesk:
         self.contents = encoder.vocabulary.encode(self.held)
         self.truth = encoder.vocabulary.encode([originals.texts[place] for place in self.asked])
         self.words = count_words(self.contents, self.truth)
+        self.labelled = bool(labels)
         if labels and public is None:  # public texts have no labels of this file
             beside = np.eye(max(labels) + 1)[list(labels)]
             self.words = replace(self.words, learned_labels=beside[self.learn], asked_labels=beside[self.asked])
@@ -157,6 +158,8 @@ class CodeDesk:
             yield from read_words(
                 self.lesson, self.words, reader=reader, epsilon=self.mechanism.epsilon, seed=self.seed
             )
+        if self.labelled and self.words.learned_labels is None:
+            skipped.append(Skipped(attack="label-aware readers", reason="the public text has no labels of this file"))
 
     def write_words(self, model: str | None, skipped: list[Skipped]) -> Iterator[Reading]:
         """Yield how many words a language model names, if one was named."""
