@@ -21,6 +21,7 @@ import pytest
 from http_requests import ENDLESS, done_job, job_body, open_client, status_of, upload
 from rapt.errors import UnavailableError, UsageError
 from rapt.local.client import ServiceClient
+from rapt.service.http import server
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.server import listen, make_service_url, serve, stop_at_signals, work
 from rapt.service.http.settings import load_settings
@@ -104,6 +105,7 @@ def test_a_second_signal_breaks_off_neither_the_handler_of_the_first_nor_the_end
             signal.raise_signal(number)
         return trace if frame.f_code is starting else None
 
+    monkeypatch.setattr(server, "_GONE_WITHIN", 300.0)  # else a machine that is busy ends the tests themselves
     # Two starts of one thread end in a `KeyError` of `threading`, which tells nobody but this.
     monkeypatch.setattr(sys, "unraisablehook", ended.append)
     traced = sys.gettrace()

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -85,20 +84,15 @@ class Service:
         return json.loads(self.process.stdout.readline())
 
 
-@contextmanager
-def running():
+@pytest.fixture
+def service(request):
     pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
-    with subprocess.Popen([sys.executable, "-c", SERVICE], **pipes, text=True) as process:
+    shell = getattr(request, "param", [])
+    with subprocess.Popen([*shell, sys.executable, "-c", SERVICE], **pipes, text=True) as process:
         try:
             yield Service(process)
         finally:
             process.kill()
-
-
-@pytest.fixture
-def service():
-    with running() as found:
-        yield found
 
 
 @pytest.fixture
@@ -116,11 +110,13 @@ def is_gone(pid):
         return True
 
 
+@pytest.mark.parametrize("service", [[], ["sh", "-c", 'exec "$0" "$@" 2>&-']], indirect=True)
 def test_a_process_has_two_pipes_a_session_and_the_environment_of_now_and_nothing_else_of_the_service(service):
     _, forked = service.ask("start")
     found = service.ask("look")
-    kinds = sorted(name.split(":")[0] for name in found["descriptors"])
-    assert kinds == ["/dev/null", "pipe", "pipe", "pipe", "pipe"]  # standard output is standard error
+    kinds = [name.split(":")[0] for name in found["descriptors"]]
+    assert sorted(kinds) in (["/dev/null"] + 4 * ["pipe"], 3 * ["/dev/null"] + 2 * ["pipe"])
+    assert found["descriptors"][1] == found["descriptors"][2]
     assert (found["secret"], found["held"]) == ("1", ["public"])
     assert (found["leads"], found["ignores"], found["threads"], found["name"]) == (True, True, 1, "rapt-job")
     assert service.ask("wait") == 0
@@ -129,8 +125,11 @@ def test_a_process_has_two_pipes_a_session_and_the_environment_of_now_and_nothin
 
 def test_the_end_of_a_process_is_told_where_the_service_ignores_the_ends_of_its_own(ignored_ends, service):
     for word, code in (("kill", -signal.SIGKILL), ("wait", 0)):
-        service.ask("start")
+        server, _ = service.ask("start")
         assert service.ask(word) == code
+    os.kill(server, signal.SIGKILL)
+    wait_until(lambda: is_gone(server))
+    assert Path(f"/proc/{server}").exists()  # its id is no other's before the service has noticed
     service.process.stdin.close()
     assert "Error" not in service.process.stderr.read()
 
@@ -153,6 +152,15 @@ def test_what_one_process_did_the_next_one_does_not_have(service):
     assert "user" not in said
 
 
+def test_a_process_that_was_left_running_is_ended_before_the_next_one_begins(service):
+    _, left = service.ask("start")
+    _, forked = service.ask("start")
+    assert is_gone(left)
+    assert service.ask("look")["secret"] == "2"
+    assert service.ask("kill") == -signal.SIGKILL
+    wait_until(lambda: not Path(f"/proc/{forked}").exists())
+
+
 def test_a_fork_server_that_dies_takes_its_process_along_and_is_not_asked_again(service):
     server, forked = service.ask("start")
     os.kill(server, signal.SIGKILL)
@@ -171,11 +179,16 @@ def test_a_service_that_ends_leaves_no_process_behind(service, end):
     wait_until(lambda: all(map(is_gone, pids)))
 
 
-def test_a_process_with_threads_forks_none():
-    program = """
-import threading
+@pytest.mark.parametrize(
+    "lack", ["threading.Thread(target=threading.Event().wait, daemon=True).start()", "os.fork = refuse"]
+)
+def test_a_process_that_has_threads_or_may_start_no_more_processes_has_no_fork_server(lack):
+    program = f"""
+import os, threading
 from rapt.service.jobs.fork_server import open_fork_server
-threading.Thread(target=threading.Event().wait, daemon=True).start()
+def refuse():
+    raise BlockingIOError
+{lack}
 with open_fork_server(lambda asked, answers: None) as server:
     print(server)
 """

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 Runs = Callable[[BinaryIO, BinaryIO], None]
 
 _NUMBER: Final = struct.Struct("!i")
-_LONGEST_FORK: Final = 10.0  # a fork server that takes longer is stuck, s
+_LONGEST_FORK: Final = 30.0  # a fork server that takes longer is stuck, s
 _PR_SET_PDEATHSIG: Final = 1  # number of an option of Linux' `prctl`
 
 
@@ -79,7 +79,8 @@ class ForkedProcess:
     def kill(self) -> None:
         """End it at once."""
         if self.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it died this moment, with the fork server
+                os.kill(self.pid, signal.SIGKILL)
 
 
 class ForkServer:
@@ -89,11 +90,15 @@ class ForkServer:
         """Keep the socket to it, and its id."""
         self._control, self._pid = control, pid
         self._is_alive = True
+        self._last: ForkedProcess | None = None
 
     def start(self) -> ForkedProcess | None:
-        """Fork a process with the environment of this one; the one before it has ended. None where that fails."""
+        """Fork a process with the environment of this one, and end the one before it. None where that fails."""
         if not self._is_alive:
             return None
+        if self._last is not None:  # else the word of its end would be taken for the id of the next
+            self._last.kill()
+            self._last.wait()
         theirs, stdin = os.pipe()
         try:
             stdout, answers = os.pipe()
@@ -118,7 +123,7 @@ class ForkServer:
                 log.warning("the fork server of jobs is gone; each of their processes imports what it needs again")
                 self.close()
             return None
-        process = ForkedProcess(
+        process = self._last = ForkedProcess(
             pid, control=self._control, stdin=os.fdopen(stdin, "wb"), stdout=os.fdopen(stdout, "rb")
         )
         with suppress(OSError):  # it has died already, which whoever waits for it will see
@@ -131,7 +136,7 @@ class ForkServer:
         if self._is_alive:
             self._is_alive = False
             self._control.close()
-            with suppress(OSError):  # whoever started this process has it not wait for others
+            with suppress(OSError):  # somebody else has waited for it
                 os.kill(self._pid, signal.SIGKILL)  # not waited for yet, so the id is still its own
                 os.waitpid(self._pid, 0)
 
@@ -146,11 +151,14 @@ def open_fork_server(run: Runs) -> Iterator[ForkServer | None]:
         run: Function that a forked process runs, with the pipe of what it is asked and the pipe for its answers.
 
     Yields:
-        The fork server; None where there cannot be one: the system is not Linux, or this process has other threads.
+        The fork server; None where there cannot be one: the system is not Linux or forks no more, or this process has
+        other threads.
     """
     if sys.platform != "linux" or threading.active_count() > 1:
         yield None
         return
+    # Where it is ignored, nobody is told how a process has ended, and its id is another's at once.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # closed by whoever started this process
@@ -158,13 +166,20 @@ def open_fork_server(run: Runs) -> Iterator[ForkServer | None]:
     with warnings.catch_warnings():
         # Python 3.12 warns of threads that are not its own: those of OpenBLAS, which stops them around each fork.
         warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:  # no memory, or too many processes
+            pid = -1
     if pid == 0:
         try:
             fork_on_demand(there, run)
         finally:
             os._exit(1)
     there.close()
+    if pid < 0:
+        here.close()
+        yield None
+        return
     server = ForkServer(here, pid)
     try:
         yield server
@@ -182,7 +197,6 @@ def fork_on_demand(control: socket.socket, run: Runs) -> NoReturn:
     os.setsid()  # a Ctrl-C in the terminal is for the service
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, nobody is told how a process has ended
     control = socket.socket(fileno=fcntl.fcntl(control, fcntl.F_DUPFD_CLOEXEC, 3))
     _keep_descriptors(2, control.fileno())
     _name_this_process("rapt-forks")
@@ -242,10 +256,9 @@ def _keep_descriptors(*kept: int) -> None:
             with suppress(OSError):  # the one of the list itself
                 os.close(int(name))
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-    try:
-        os.dup2(2, 1)
-    except OSError:  # there is no standard error
-        os.dup2(0, 1)
+    if sys.stderr is None:  # closed by whoever started the service, and whatever it opened first is there
+        os.dup2(0, 2)
+    os.dup2(2, 1)
 
 
 def _name_this_process(name: str) -> None:

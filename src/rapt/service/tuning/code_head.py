@@ -264,7 +264,7 @@ class _Summed:
             loss = 0.0
             for fold in range(_FOLDS):
                 left_out = self._choose(folds == fold)
-                if len(left_out.labels):
+                if 0 < len(left_out.labels) < len(self.labels):
                     weight, bias = self._choose(folds != fold).solve(penalty=penalty)
                     loss += left_out.judge(weight, bias)[0]["train_loss"] * len(left_out.labels)
             return loss
