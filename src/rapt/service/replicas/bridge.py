@@ -105,7 +105,7 @@ class _Bridge:
             try:
                 serve.run(replicas.bind(plan), name=plan.name, route_prefix=None)
             except Exception as error:  # Ray Serve raises errors of no common class where a deployment fails
-                raise self._explain(error) from None
+                raise self._explain(error, was_there=application is not None) from None
         self._handle, self._handles = serve.get_app_handle(plan.name), {}
 
     def _check_nodes(self) -> None:
@@ -127,12 +127,12 @@ class _Bridge:
             if answer is not None:
                 raise ClusterError(f"every node of the cluster must be able to hold a replica: {answer}")
 
-    def _explain(self, error: Exception) -> ClusterError:
+    def _explain(self, error: Exception, *, was_there: bool) -> ClusterError:
         with suppress(Exception):  # what cannot be deleted stays for whoever runs the cluster
             # Those that were to be replaced serve on, where Serve had not begun with the last of them.
             application = self._serve.status().applications.get(self._plan.name)
             found = [] if application is None else application.deployments.values()
-            if not any(one.replica_states.get("RUNNING") for one in found):
+            if not (was_there and any(one.replica_states.get("RUNNING") for one in found)):
                 self._serve.delete(self._plan.name)
         return ClusterError(
             f"the replicas must start, got {type(error).__name__}; look at the logs of Ray Serve, and give the cluster "
