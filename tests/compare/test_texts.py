@@ -104,15 +104,17 @@ def test_turns_are_of_the_training_texts(training, tmp_path):
 def test_texts_are_cut_within_a_word_and_those_that_begin_alike_are_not_both_trained_on_and_judged_on():
     vocabulary, names = load_vocabulary("bert-tiny"), ("a", "b")
     long = "unbelievably" * 8  # WordPiece takes a longer word for one unknown token
-    training = LabelledTexts(texts=("one two three four", "one two", long), labels=(0, 1, 0), names=names)
+    training = LabelledTexts(texts=("one two three four", "six seven eight", long), labels=(0, 1, 0), names=names)
     judged = LabelledTexts(texts=("one two five", long + "s"), labels=(0, 1), names=names)
     found = cut_texts(Split(training=training, evaluation=judged), vocabulary=vocabulary, most=2)
     for text in (*found.training.texts, *found.evaluation.texts):
         assert 1 <= len(vocabulary.encode([text])[0]) <= 2
     assert found.evaluation.texts[0] == "one two"
-    assert len(found.training) == 0  # each begins as one that is judged
+    assert found.training.texts == ("six seven",)  # the others begin as those that are judged
     assert (
         cut_texts(Split(training=training, evaluation=judged), vocabulary=vocabulary, most=10_000).training == training
     )
     with pytest.raises(UsageError, match="at least 1 token"):
         cut_texts(Split(training=training, evaluation=judged), vocabulary=vocabulary, most=0)
+    with pytest.raises(UsageError, match="must begin otherwise than those that are judged, got none for truncate=2"):
+        cut_texts(Split(training=training.at([0, 2]), evaluation=judged), vocabulary=vocabulary, most=2)

@@ -165,10 +165,10 @@ def cut_texts(split: Split, *, vocabulary: Vocabulary, most: int) -> Split:
     Args:
         split: Texts of training and evaluation.
         vocabulary: Vocabulary of the backbone.
-        most: Tokens that are left of a text at most; of both texts of a pair.
+        most: Tokens that are left of a text at most; of each text of a pair.
 
     Raises:
-        UsageError: Nothing would be left.
+        UsageError: Nothing would be left of a text, or every training text would begin as one that is judged.
     """
     if most < 1:
         raise UsageError(f"truncate must be at least 1 token, got truncate={most}; raise it")
@@ -189,6 +189,10 @@ def cut_texts(split: Split, *, vocabulary: Vocabulary, most: int) -> Split:
     training, evaluation = cut_part(split.training), cut_part(split.evaluation)
     judged = {text for part in evaluation.parts for text in part}
     kept = [place for place, own in enumerate(zip(*training.parts, strict=True)) if judged.isdisjoint(own)]
+    if not kept:
+        raise UsageError(
+            f"a training text must begin otherwise than those that are judged, got none for truncate={most}; raise it"
+        )
     return replace(
         split,
         training=training.at(kept),  # two texts may begin alike
