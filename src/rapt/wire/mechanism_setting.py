@@ -1,6 +1,6 @@
 """Public knowledge of mechanisms, and their settings: a name and public parameters, as manifests and cards state them.
 
-Of each mechanism stand here its parameters by name, the status of its guarantee, and its channel. The mechanisms
+Each mechanism is listed here with its parameters by name, the status of its guarantee, and its channel. The mechanisms
 themselves are in `rapt.local.mechanisms`. Names and meanings are append-only: the name of a mechanism, or of a
 parameter, keeps its meaning for ever. A file may state fewer parameters.
 """
