@@ -96,7 +96,7 @@ def test_a_job_in_a_process_is_paused_killed_and_stopped_and_ends_in_the_weights
     control = queue_job(store, backbones, training_path, CONFIG)
     thread = runner_on(store, backbones)
     thread.start()
-    wait_until(lambda: status_of(store, control) == "succeeded")
+    wait_until(lambda: status_of(store, control) == "succeeded", seconds=120)
     thread.close()
     process = process_for(store, fork_server)
     job = queue_job(store, backbones, training_path, replace(CONFIG, epochs=20))
@@ -113,7 +113,7 @@ def test_a_job_in_a_process_is_paused_killed_and_stopped_and_ends_in_the_weights
         before = get_job(store, job.id, tenant=LOCAL).attempt
         resume_job(store, job.id, caller=DEVELOPER, now=7)
         runner.wake()
-        wait_until(lambda: get_job(store, job.id, tenant=LOCAL).attempt > before)
+        wait_until(lambda: get_job(store, job.id, tenant=LOCAL).attempt > before, seconds=120)
         os.kill(first, signal.SIGKILL)
         wait_until(lambda: status_of(store, job) in ENDED, seconds=120)
         assert process.pid not in (None, first)

@@ -1,4 +1,4 @@
-"""The job that is next, and what becomes of one that rests or whose worker died, on a real store."""
+"""The job that is next, what becomes of one that rests or whose worker died, and its checkpoints, on a real store."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def compute_rough_log_channel(
 ) -> Floats:
     """A rough log P(y|x) of every pair, (sources, outputs): y must beat a level that depends on the source alone.
 
-    Made to be added up. Over the tokens of a text: on SST-2 the probability that `attacks.linkage` gives to the text it
+    Made to be added up. Over the tokens of a text: on SST-2 the probability that `link_texts` gives to the text it
     names is on average the share that it names rightly, within 4 points from η = 25 to 75. Over releases of a word:
     docs/results/attacks.md.
     """

@@ -72,8 +72,8 @@ def load_backbone(
 
     Raises:
         VocabularyError: The model's files are missing or damaged, or a reader was trained for another backbone.
-        UsageError: The model's architecture is not one of `ARCHITECTURES`, and breaks one of `laws`; or the device is
-            not there, or too small for the model.
+        UsageError: The model's architecture is not one of `ARCHITECTURES`, and breaks a law of `general`; or the device
+            is not there, or too small for the model.
     """
     folder, model = find_model_folder(model), name_model(model)
     place = choose_device(device)

@@ -217,7 +217,7 @@ def run_layer(layer: Callable[..., T], /, *inputs: object, **others: object) -> 
 
 
 def find_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers of a model by name: the members of its outermost `ModuleList`s, in each family that `laws` admits."""
+    """The layers of a model by name: the members of its outermost `ModuleList`s, in all families that are admitted."""
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{layer}.") for layer in found):
