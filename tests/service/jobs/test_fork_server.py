@@ -19,6 +19,7 @@ SERVICE = """
 import json, os, random, resource, signal, socket, sys, threading
 from rapt.service.jobs.fork_server import open_fork_server
 
+sys.stderr = sys.stderr or sys.stdout  # where it is closed, libraries may put one of their own there
 held = ["public"]
 opened = open("/dev/zero"), socket.create_server(("127.0.0.1", 0))
 

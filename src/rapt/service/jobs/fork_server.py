@@ -256,7 +256,7 @@ def _keep_descriptors(*kept: int) -> None:
             with suppress(OSError):  # the one of the list itself
                 os.close(int(name))
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-    if sys.stderr is None:  # closed by whoever started the service, and whatever it opened first is there
+    if sys.__stderr__ is None:  # closed by whoever started the service, and whatever it opened first is there
         os.dup2(0, 2)
     os.dup2(2, 1)
 
