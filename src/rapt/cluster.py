@@ -61,7 +61,7 @@ _ONE_THREAD: Final = {
     "MKL_NUM_THREADS": "1",
     "RAYON_NUM_THREADS": "1",
 }
-# Of a cluster of our own: what Ray would count of itself and of each task, which nobody reads here.
+# In a cluster of our own Ray counts nothing of itself and of its tasks, because nobody reads it.
 _UNCOUNTED: Final = {
     "RAY_enable_metrics_collection": "0",
     "RAY_task_events_report_interval_ms": "0",
@@ -272,7 +272,7 @@ def _join(ray: Any, address: str | None, cores: int, store_bytes: int | None, fo
                 # Ray opens its own folder to everybody, and not the one around it.
                 ray.init("local", _temp_dir=f"{folder}/{number}", **own, **quiet)
                 break
-            except Exception:  # as below
+            except Exception:  # Ray has no one class for a failed start; the last one is explained below
                 if number == _STARTS - 1:
                     raise
                 ray.shutdown()

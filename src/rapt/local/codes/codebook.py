@@ -365,7 +365,7 @@ def _tell_names_apart(names: NDArray[np.float32], covariance: NDArray[np.float64
 
 
 def _solve_with_ridge(within: NDArray[np.float64], gaps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """As many directions as gaps between labels, (C, h); together they span the discriminants."""
+    """Return one direction for each gap between means of labels, (C, h); together they span the discriminants."""
     held = within + _RIDGE * np.trace(within) / len(within) * np.eye(len(within))
     return np.asarray(np.linalg.solve(held, gaps.T).T)
 

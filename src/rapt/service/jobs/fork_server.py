@@ -51,13 +51,13 @@ class ForkedProcess:
         self._guard = threading.Lock()
 
     def poll(self) -> int | None:
-        """Its exit code, below 0 the signal that ended it; None while it runs."""
+        """Return the exit code, or minus the number of the signal that ended it; None while it runs."""
         with suppress(subprocess.TimeoutExpired):
             return self.wait(0)
         return None
 
     def wait(self, timeout: float | None = None) -> int:
-        """Its exit code, once it has ended.
+        """Wait for the end of the process, and return its exit code.
 
         Raises:
             subprocess.TimeoutExpired: It has not ended within so many seconds.
