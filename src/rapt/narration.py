@@ -1,4 +1,4 @@
-"""How long work reports its progress, to a terminal, a log or nowhere as the caller decides; and how servers log."""
+"""Progress of long work, reported to a terminal, a log or nowhere as the caller decides; and the logs of servers."""
 
 from __future__ import annotations
 
