@@ -79,7 +79,8 @@ test-ray: $(READY)  ## the same jobs on Ray clusters of this machine, nodes kill
 	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' > $(VENV)/ray/below
 	mv $(VENV)/ray/below $$($(VENV)/ray/bin/python -c 'import site; print(site.getsitepackages()[0])')/zz_below.pth
 	$(VENV)/ray/bin/pip install --quiet --disable-pip-version-check $(RAY)
-	OMP_NUM_THREADS=1 RAPT_TEST_POSTGRESQL=1 $(VENV)/ray/bin/python -m pytest -q tests/cluster
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --target $(VENV)/s3 $(S3)
+	OMP_NUM_THREADS=1 RAPT_TEST_POSTGRESQL=1 RAPT_TEST_S3=1 PYTHONPATH=$(abspath $(VENV)/s3) $(VENV)/ray/bin/python -m pytest -q tests/cluster
 
 # Blocks of documents that run are tests like any other: `make test` has them, on all cores.
 check: $(READY)  ## format, lint, types, import contracts, documents

@@ -5,7 +5,7 @@
 
 *Privatizing*: texts of 5 to 40 random words of MiniLM's vocabulary, `laplace` at eta = 75, no labels, no ledger, by one
 process, by two without Ray, by Ray with one core and by Ray with two. Each cluster is started anew and has drawn a few
-texts before it is timed. *Serving*: requests of 32 texts for 256 tuned models of MiniLM in turn, over 16 connections of
+texts before it is timed. *Serving*: requests of 32 texts for 64 tuned models of MiniLM in turn, over 16 connections of
 a process beside it, to a service without Ray, to one with one replica and to one with two; each computes on one thread
 and has answered as many requests as it has models before it is timed.
 
@@ -46,7 +46,6 @@ from rapt.service.backbone.opening import load_backbone
 from rapt.wire.manifest import NO_PLAIN_TOKENS
 
 MODEL: Final = "minilm"
-MODELS: Final = 256
 TEXTS: Final = 32  # of a request
 CLIENTS: Final = 16
 # What a way took: wall time of its start and of its work, s, and processor time of the work by whose it is.
@@ -58,7 +57,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=("privatizing", "serving"))
     parser.add_argument("--texts", type=int, default=24_000, help="texts that are privatized")
-    parser.add_argument("--requests", type=int, default=512, help="requests that are served")
+    parser.add_argument("--requests", type=int, default=192, help="requests that are served")
+    parser.add_argument("--models", type=int, default=64, help="tuned models that they ask in turn")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="file for the result, beside printing it")
     arguments = parser.parse_args()
@@ -85,7 +85,7 @@ def main() -> None:
         rates = {
             way: [digits(arguments.requests * TEXTS / each[way]["seconds"]) for each in rounds] for way in rounds[0]
         }
-        result |= {"requests": arguments.requests, "predictions_a_second": rates}
+        result |= {"requests": arguments.requests, "models": arguments.models, "predictions_a_second": rates}
     publish(result | {"machine": machine()}, file=arguments.json)
 
 
@@ -132,7 +132,7 @@ def prepare_texts(folder: Path, arguments: argparse.Namespace) -> Callable[[], d
 def prepare_service(folder: Path, arguments: argparse.Namespace) -> Callable[[], dict[str, Way]]:
     """Register models and write requests; returns what serves them each way."""
     backbone = load_backbone(MODEL, precision="float32", device="cpu")
-    models = register(folder / "data", backbone, count=MODELS, apart=True)
+    models = register(folder / "data", backbone, count=arguments.models, apart=True)
     query = body_for(backbone, made_texts(backbone, torch.Generator().manual_seed(0), count=TEXTS, low=12, high=36))
     bodies = folder / "bodies.json"
     bodies.write_text(json.dumps([json.dumps({"model": model, **query}) for model in models]))
@@ -147,7 +147,7 @@ def prepare_service(folder: Path, arguments: argparse.Namespace) -> Callable[[],
             begun = time.perf_counter()
             with service_on(folder / "data", model=MODEL, settings=settings) as (url, _):
                 start = time.perf_counter() - begun
-                run_load(url, bodies, clients=CLIENTS, requests=MODELS)
+                run_load(url, bodies, clients=CLIENTS, requests=arguments.models)
                 load = partial(run_load, url, bodies, clients=CLIENTS, requests=arguments.requests)
                 found[way] = {"start": start} | timed(load)
         return found
@@ -156,7 +156,7 @@ def prepare_service(folder: Path, arguments: argparse.Namespace) -> Callable[[],
 
 
 PARTS: Final = ("work", "ours", "ray")
-WORKERS: Final = ("ray::IDLE", "ray::compute", "ray::SERVE_REPLICA")
+WORKERS: Final = ("ray::IDLE", "ray::compute", "ray::SERVE_REPLICA", "ray::ServeReplica")
 RAYS_OWN: Final = ("raylet", "gcs_server")
 
 

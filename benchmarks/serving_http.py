@@ -31,6 +31,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
@@ -169,15 +170,18 @@ class Client:
 
 
 def load(url: str, bodies: list[bytes], *, clients: int, requests: int) -> None:
-    """Send requests from `clients` connections, each its next one when it has its answer."""
+    """Send requests from `clients` connections, each the next one of all when it has its answer."""
+    turns: SimpleQueue[int] = SimpleQueue()
+    for turn in range(requests):
+        turns.put(turn)
 
-    def one(number: int) -> None:
-        with closing(Client(url)) as client:
-            for turn in range(number, requests, clients):
-                client.classify(bodies[turn % len(bodies)])
+    def send(_: int) -> None:
+        with closing(Client(url)) as client, suppress(Empty):
+            while True:
+                client.classify(bodies[turns.get_nowait() % len(bodies)])
 
     with ThreadPoolExecutor(clients) as threads:
-        list(threads.map(one, range(clients)))
+        list(threads.map(send, range(clients)))
 
 
 def run_load(url: str, bodies: Path, *, clients: int, requests: int) -> None:

@@ -100,7 +100,7 @@ def save_privatized(file: PrivatizedFile, path: Path) -> Path:
     return path
 
 
-def wait_until(condition: Callable[[], bool], *, seconds: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], *, seconds: float = 600.0) -> None:
     """Look again and again until the condition holds; the time limit only ends a test that would hang."""
     pause = Event()
     for _ in range(int(seconds / 0.02)):

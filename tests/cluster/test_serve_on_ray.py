@@ -18,6 +18,7 @@ import httpx2
 import pytest
 import torch
 
+from blob_stores import has_s3, object_store, own_s3
 from closeness import assert_close
 from http_requests import ENDLESS, done_job, job_body, open_client, status_of, upload
 from own_postgresql import own_postgresql
@@ -41,6 +42,11 @@ pytestmark = pytest.mark.ray
 KEY = "k3y-Of-These-9-Tests"
 ON_RAY = [sys.executable, "-m", "rapt", "serve", "--engine", "ray", "--replicas", "2"]
 SECONDS = 600.0  # a limit for busy machines; no test waits for it to pass
+
+
+needs_stores = pytest.mark.skipif(
+    not has_s3() or "RAPT_TEST_POSTGRESQL" not in os.environ, reason="needs servers of PostgreSQL and S3"
+)
 
 
 @pytest.fixture(scope="module")
@@ -75,18 +81,22 @@ class Served:
 
     def find(self, title):
         """The processes of the cluster with a title, by id."""
-        mine = f"RAPT_READY_FILE={self.folder}".encode()
-        found = []
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                if title in (path / "cmdline").read_bytes() and mine in (path / "environ").read_bytes():
-                    found.append(int(path.name))
-            except OSError:  # it has ended
-                continue
-        return found
+        return find_processes(title, mark=f"RAPT_READY_FILE={self.folder}")
 
     def log(self):
         return (self.folder / "log").read_text()
+
+
+def find_processes(title, *, mark):
+    """The processes with a title and a setting in their environment, by id."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if title in (path / "cmdline").read_bytes() and mark.encode() in (path / "environ").read_bytes():
+                found.append(int(path.name))
+        except OSError:  # it has ended
+            continue
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -174,41 +184,64 @@ def test_replicas_are_replaced_without_a_lost_request(served, backbone):
         answers.append(served.ask())
         return "replicas were replaced: done" in served.log()
 
-    wait_until(is_done, seconds=SECONDS)
+    wait_until(is_done)
     check(served, answers, backbone)
-    wait_until(lambda: not set(served.find(b"ServeReplica")) & set(before), seconds=SECONDS)
+    wait_until(lambda: not set(served.find(b"ServeReplica")) & set(before))
 
 
 def test_a_job_whose_place_is_killed_goes_on_from_its_state(served):
-    job = served.http.post("/v1/fine_tuning/jobs", json=job_body(served.file, **ENDLESS)).json()["id"]
+    kill_place_and_go_on(served.http, served.file, lambda: served.find(b"ray::JobPlace"))
+
+
+def kill_place_and_go_on(http, file, find_places):
+    """Kill the place of a long job, and see that another one does not begin anew."""
+    job = http.post("/v1/fine_tuning/jobs", json=job_body(file, **ENDLESS)).json()["id"]
     where = f"/v1/fine_tuning/jobs/{job}"
 
     def steps(message):
         """Steps that were told since the last event that begins so."""
-        events = [event["message"] for event in served.http.get(f"{where}/events?limit=100").json()["data"]]
+        events = [event["message"] for event in http.get(f"{where}/events?limit=100").json()["data"]]
         since = next((number for number, one in enumerate(events) if one.startswith(message)), 0)
         return [int(one[5:].partition("/")[0]) for one in events[:since] if one.startswith("step ")]
 
-    wait_until(lambda: max(steps("the job is running"), default=0) >= 128, seconds=SECONDS)
-    for place in served.find(b"ray::JobPlace"):
+    wait_until(lambda: max(steps("the job is running"), default=0) >= 128)
+    places = find_places()
+    assert places
+    for place in places:
         os.kill(place, signal.SIGKILL)
     lost = "the process that ran the job died: its node was lost, or its worker was killed"
-    wait_until(lambda: steps(lost), seconds=SECONDS)
+    wait_until(lambda: steps(lost))
     assert min(steps(lost)) > 64  # of 32,000, every 64th is told: what began anew would tell that
-    assert served.http.post(f"{where}/cancel").status_code == 200
-    wait_until(lambda: status_of(served.http, job) == "cancelled", seconds=SECONDS)
+    assert http.post(f"{where}/cancel").status_code == 200
+    wait_until(lambda: status_of(http, job) == "cancelled")
+
+
+@needs_stores
+def test_jobs_on_other_nodes_find_all_in_postgresql_and_s3(backbone, nodes, tmp_path):
+    with own_s3(), object_store("s3://") as blobs, own_postgresql() as server, nodes(count=2) as held:
+        settings = {"admin_key": KEY, "precision": "float32", "run_state_seconds": 0}
+        settings |= {"database_url": server.url, "blobs": blobs}
+        command = [*ON_RAY[:-1], "1", "--ray-address", held.address]
+        with serving_process(tmp_path, command=command, **settings) as (process, url):
+            served = Served(tmp_path, process, url, backbone)
+            check(served, [served.ask()], backbone)
+            mark = f"AWS_ENDPOINT_URL={os.environ['AWS_ENDPOINT_URL']}"
+            kill_place_and_go_on(served.http, served.file, lambda: find_processes(b"ray::JobPlace", mark=mark))
+            served.http.close()
+        data = next(path for path in tmp_path.iterdir() if path.is_dir())
+        assert [path for path in (data / "blobs").rglob("*") if path.is_file()] == []
 
 
 def test_a_lost_cluster_is_one_line_and_comes_back(served, backbone):
     for process in served.find(b"gcs_server"):
         os.kill(process, signal.SIGKILL)
-    wait_until(lambda: served.http.get("/readyz").status_code == 503, seconds=SECONDS)
+    wait_until(lambda: served.http.get("/readyz").status_code == 503)
     answer = served.ask()
     if answer.status_code != 200:  # else it is back already
         assert answer.status_code == 503
         assert "the cluster that computes predictions must be there, and is away" in answer.json()["error"]["message"]
     assert served.http.get("/v1/files").status_code == 200
-    wait_until(lambda: served.http.get("/readyz").status_code == 200, seconds=SECONDS)
+    wait_until(lambda: served.http.get("/readyz").status_code == 200)
     check(served, [served.ask()], backbone)
 
 
@@ -223,10 +256,30 @@ def test_replicas_that_cannot_start_take_the_place_of_none(served, writer, backb
         answers.append(served.ask())
         return failed in served.log()
 
-    wait_until(is_told, seconds=SECONDS)
+    wait_until(is_told)
     check(served, [*answers, *(served.ask() for _ in range(8))], backbone)
     assert served.find(b"ServeReplica") == before
     weights.write_bytes(content)
+
+
+def test_replicas_that_fail_when_they_load_take_the_place_of_none(served, writer, backbone):
+    """A node is asked for files and not for what is in them: Serve begins to replace, and gives up."""
+    tokenizer = writer[1] / "tokenizer.json"
+    content = tokenizer.read_text()
+    changed = json.loads(content)
+    vocabulary = changed["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    tokenizer.write_text(json.dumps(changed))
+    served.process.send_signal(signal.SIGHUP)
+    answers, failed = [], "replicas were replaced: the replicas must start, got"
+
+    def is_told():
+        answers.append(served.ask())
+        return failed in served.log()
+
+    wait_until(is_told)
+    check(served, [*answers, *(served.ask() for _ in range(8))], backbone)
+    tokenizer.write_text(content)
 
 
 def test_replicas_come_with_load_and_go_without_it_and_no_request_is_lost(backbone, tmp_path):
@@ -242,13 +295,13 @@ def test_replicas_come_with_load_and_go_without_it_and_no_request_is_lost(backbo
                 answers.extend(pool.map(lambda _: served.ask(), range(32)))
                 return len(served.find(b"ServeReplica")) == 2
 
-            wait_until(is_scaled, seconds=SECONDS)
+            wait_until(is_scaled)
 
         def is_alone():  # one request after the other, while the second replica goes
             answers.append(served.ask())
             return len(served.find(b"ServeReplica")) == 1
 
-        wait_until(is_alone, seconds=SECONDS)
+        wait_until(is_alone)
         check(served, [*answers, served.ask()], backbone)
         served.http.close()
 
@@ -280,13 +333,30 @@ def test_services_on_one_postgresql_share_replicas_models_and_the_tokens_of_a_mi
         answers = [client.post("/v1/classify", json=query) for client in (one, two)]
         assert [answer.status_code for answer in answers] == [200, 200]
         assert answers[0].json()["predictions"] == answers[1].json()["predictions"]
-        taken, refused = 2, False
-        while not refused:
-            status = clients[taken % 2].post("/v1/classify", json=query).status_code
-            refused = status == 429
-            taken += status == 200
         cost = sum(len(record.token_ids) for record in asked.records)
+        taken = 2
+
+        def is_refused():
+            nonlocal taken
+            status = clients[taken % 2].post("/v1/classify", json=query).status_code
+            taken += status == 200
+            return status == 429
+
+        wait_until(is_refused)
         assert taken * cost <= 1_000 * (1 + (time.monotonic() - begun) / 60)  # with what flowed in meanwhile
+
+
+@needs_stores
+def test_a_job_that_finds_no_core_of_the_cluster_is_told_to_who_runs_the_service(backbone, nodes, tmp_path):
+    with own_s3(), object_store("s3://") as blobs, own_postgresql() as server, nodes() as held:
+        settings = {"admin_key": KEY, "database_url": server.url, "blobs": blobs}
+        command = [*ON_RAY[:-1], "1", "--ray-address", held.address]  # the replica has the only core
+        with serving_process(tmp_path, command=command, **settings) as (_, url):
+            with open_client(url, headers={"authorization": f"Bearer {KEY}"}, timeout=SECONDS) as http:
+                training = save_privatized(separable_file(backbone, records=32), tmp_path / "training.jsonl")
+                file = upload(http, training).json()["id"]
+                assert http.post("/v1/fine_tuning/jobs", json=job_body(file)).status_code == 200
+            wait_until(lambda: "a job waits for a core of the cluster" in (tmp_path / "log").read_text())
 
 
 def plan(**changes):

@@ -87,7 +87,7 @@ def status_of(store, job):
 
 
 def begins(store, job):
-    wait_until(lambda: latest_run_state(store, job) is not None, seconds=120)
+    wait_until(lambda: latest_run_state(store, job) is not None)
 
 
 def test_a_job_in_a_process_is_paused_killed_and_stopped_and_ends_in_the_weights_of_one_in_a_thread(
@@ -96,7 +96,7 @@ def test_a_job_in_a_process_is_paused_killed_and_stopped_and_ends_in_the_weights
     control = queue_job(store, backbones, training_path, CONFIG)
     thread = runner_on(store, backbones)
     thread.start()
-    wait_until(lambda: status_of(store, control) == "succeeded", seconds=120)
+    wait_until(lambda: status_of(store, control) == "succeeded")
     thread.close()
     process = process_for(store, fork_server)
     job = queue_job(store, backbones, training_path, replace(CONFIG, epochs=20))
@@ -113,9 +113,9 @@ def test_a_job_in_a_process_is_paused_killed_and_stopped_and_ends_in_the_weights
         before = get_job(store, job.id, tenant=LOCAL).attempt
         resume_job(store, job.id, caller=DEVELOPER, now=7)
         runner.wake()
-        wait_until(lambda: get_job(store, job.id, tenant=LOCAL).attempt > before, seconds=120)
+        wait_until(lambda: get_job(store, job.id, tenant=LOCAL).attempt > before)
         os.kill(first, signal.SIGKILL)
-        wait_until(lambda: status_of(store, job) in ENDED, seconds=120)
+        wait_until(lambda: status_of(store, job) in ENDED)
         assert process.pid not in (None, first)
         assert status_of(store, other) == "cancelled"
         # A worker that is stopped keeps the state of its job and ends the process.
@@ -150,13 +150,13 @@ def test_a_job_that_kills_its_process_again_and_again_fails_with_a_reason_and_th
         return status_of(store, job) in ENDED
 
     with running(store, process, most_deaths=2):
-        wait_until(kill_as_soon_as_it_lives, seconds=120)
+        wait_until(kill_as_soon_as_it_lives)
         failed = get_job(store, job.id, tenant=LOCAL)
         assert (failed.status, failed.error_code, failed.deaths) == ("failed", "worker_died", 2)
         assert "died 2 times" in failed.error_message
         assert "SIGKILL" in failed.error_message
         # A process that was not forked: what would do it is gone.
-        wait_until(lambda: status_of(store, after) in ENDED, seconds=120)
+        wait_until(lambda: status_of(store, after) in ENDED)
     refused = get_job(store, after.id, tenant=LOCAL)
     assert (refused.status, refused.error_code) == ("failed", "too_large")
     assert "lower batch_size" in refused.error_message

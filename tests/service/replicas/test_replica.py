@@ -124,12 +124,26 @@ def test_a_node_says_what_it_lacks(backbone, tmp_path):
 
 def test_keys_are_spread_over_replicas_and_only_those_of_a_lost_one_move():
     ids, keys = [f"replica-{number}" for number in range(4)], [f"{number:02x}.0" for number in range(256)]
-    first = {key: ids[rank_replicas(ids, key=key)[0]] for key in keys}
+    first = {key: ids[rank_replicas(ids, [0] * 4, key=key)[0]] for key in keys}
     # Fixed names, fixed hashes: each has a quarter of 256, give or take.
     assert all(40 <= count <= 90 for count in Counter(first.values()).values())
     left = ids[1:]
-    moved = {key for key in keys if left[rank_replicas(left, key=key)[0]] != first[key]}
+    moved = {key for key in keys if left[rank_replicas(left, [0] * 3, key=key)[0]] != first[key]}
     assert moved == {key for key in keys if first[key] == ids[0]}
+
+
+def test_calls_of_one_key_go_to_one_replica_until_it_has_more_than_its_share():
+    ids, calls = [f"replica-{number}" for number in range(4)], [0] * 4
+    first, second = rank_replicas(ids, calls, key="0a")[:2]
+    places = []
+    for _ in range(100):
+        places.append(rank_replicas(ids, calls, key="0a")[0])
+        calls[places[-1]] += 1
+    assert places[:3] == [first, first, second]
+    # A hot key fills all, none by more than a quarter above the mean.
+    assert min(calls) > 0
+    assert max(calls) <= 1.25 * 100 / 4 + 1
+    assert rank_replicas(["alone"], [1000], key="0a") == [0]
 
 
 def test_what_waits_on_replicas_has_the_room_of_one_machine():

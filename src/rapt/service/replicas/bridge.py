@@ -12,7 +12,6 @@ is written again and goes on behind the tokens that were told.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -35,12 +34,11 @@ _TRIES: Final = 8
 _PAUSES: Final = (0.0, 0.1, 0.3, 1.0, 1.0, 2.0, 2.0)
 # Positions up to which requests for one replica travel together; one that takes more goes alone: nobody waits for it.
 _LIGHT: Final = 128
-# Positions on their way from which on a key's requests go to one more replica: about what is computed at once.
-_ONE_REPLICA: Final = 8192
 _BETWEEN_LOOKS: Final = 5.0  # at whether the application is still there, s
 # Serve counts calls against this; who waits waits in the replica's own queue, which is fair.
 _CALLS_AT_ONCE: Final = 4096
 _COUNTED_OVER: Final = 30.0  # s over which Serve averages the calls at once by which it scales, at most
+_LONG_START: Final = 30.0  # s after which a job that waits for its place is told to who runs the service
 _DRAIN: Final = 30.0  # s that a replica may take to finish what it has, before it is stopped
 
 
@@ -65,7 +63,6 @@ class _Bridge:
         self._handles: dict[tuple[str, bool], Any] = {}
         self._files: dict[str, Any] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._on_the_way: Counter[str] = Counter()
         self._places: dict[int, Any] = {}
         self._said: list[tuple[int, str, Any]] = []
 
@@ -153,20 +150,19 @@ class _Bridge:
             light: dict[tuple[str, str], list[Request]] = {}
             for kind, value in (message for part in parts if part is not None for message in part):
                 if kind == "ask" and not value.is_written_to and value.cost <= _LIGHT:
-                    light.setdefault((value.model, self._route(value)), []).append(value)
+                    light.setdefault((value.model, value.key), []).append(value)
                 elif kind == "close":
                     looking.cancel()
                     await self._close(keep=value)
                     return
                 else:
                     self._take(kind, value)
-            for (_, route), requests in light.items():
-                self._begin(requests, self._classify(requests, route))
+            for requests in light.values():
+                self._begin(requests, self._classify(requests))
 
     def _take(self, kind: str, value: Any) -> None:
         if kind == "ask":
-            route = self._route(value)
-            self._begin([value], self._write(value, route) if value.is_written_to else self._classify([value], route))
+            self._begin([value], self._write(value) if value.is_written_to else self._classify([value]))
         elif kind == "cancel":
             if value in self._tasks:
                 self._tasks[value].cancel()
@@ -188,19 +184,13 @@ class _Bridge:
         elif kind == "restart":
             self._tasks[-1] = asyncio.ensure_future(self._restart())
 
-    def _route(self, request: Request) -> str:
-        """The key of a request's replica: one more for each `_ONE_REPLICA` positions of it that are on their way."""
-        return f"{request.key}.{self._on_the_way[request.key] // _ONE_REPLICA}"
-
-    def _handle_for(self, route: str, *, stream: bool) -> Any:
-        if (route, stream) not in self._handles:
-            self._handles[route, stream] = self._handle.options(stream=stream, multiplexed_model_id=route)
-        return self._handles[route, stream]
+    def _handle_for(self, key: str, *, stream: bool) -> Any:
+        if (key, stream) not in self._handles:
+            self._handles[key, stream] = self._handle.options(stream=stream, multiplexed_model_id=key)
+        return self._handles[key, stream]
 
     def _begin(self, requests: Sequence[Request], work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
-        for request in requests:
-            self._on_the_way[request.key] += request.cost
         if len(requests) == 1:  # those that travel together are light: one caller's leaving ends them for nobody
             self._tasks[requests[0].number] = task
         task.add_done_callback(lambda _: self._end(requests))
@@ -208,15 +198,12 @@ class _Bridge:
     def _end(self, requests: Sequence[Request]) -> None:
         for request in requests:
             self._tasks.pop(request.number, None)
-            self._on_the_way[request.key] -= request.cost
-            if not self._on_the_way[request.key]:
-                del self._on_the_way[request.key]
 
-    async def _classify(self, requests: Sequence[Request], route: str) -> None:
+    async def _classify(self, requests: Sequence[Request]) -> None:
         left = list(requests)
 
         async def ask(files: dict[str, Any]) -> None:
-            answers = await self._handle_for(route, stream=False).classify.remote(left, files)
+            answers = await self._handle_for(requests[0].key, stream=False).classify.remote(left, files)
             for request, answer in zip(list(left), answers, strict=True):
                 if not isinstance(answer, MissingAdapter):
                     left.remove(request)
@@ -228,12 +215,12 @@ class _Bridge:
         for request in left if error is not None else ():
             self._say(request.number, "error", error)
 
-    async def _write(self, request: Request, route: str) -> None:
+    async def _write(self, request: Request) -> None:
         tokens: list[int | None] = []
 
         async def ask(files: dict[str, Any]) -> None:
             behind = len(tokens)  # so many were told before the replica that wrote them was lost
-            async for some in self._handle_for(route, stream=True).write.remote(request, files):
+            async for some in self._handle_for(request.key, stream=True).write.remote(request, files):
                 if some and isinstance(some[0].error, MissingAdapter):
                     raise MissingAdapter
                 for written in some:
@@ -288,7 +275,12 @@ class _Bridge:
             self._places[slot] = place.remote(self._plan.version, self._jobs, shares_disk=self._shares_disk)
         used = self._places[slot]
         try:
-            outcome = await used.run.remote(job)
+            running = used.run.remote(job)
+            try:
+                await asyncio.wait_for(asyncio.shield(used.__ray_ready__.remote()), _LONG_START)
+            except TimeoutError:
+                self._say(0, "waits", None)
+            outcome = await running
         except self._ray.exceptions.RayActorError:
             if self._places.get(slot) is used:  # else a run that was stopped before, and ended late, has seen it first
                 del self._places[slot]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -22,6 +23,9 @@ from rapt.version import __version__
 
 # Requests for one replica are found by this much of an adapter's digest: 256 groups, of which each stays together.
 _KEY_LETTERS: Final = 2
+# Most calls of a replica while others have fewer: so many times the mean, and so many in any case.
+_MOST_OF_MEAN: Final = 1.25
+_FEWEST_CALLS: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +151,18 @@ def receive_row(sent: SentRow, adapter: Adapter | None) -> Any:
     return GenerationRow(**given, most_tokens=sent.most_tokens, sampling=sent.sampling)
 
 
-def rank_replicas(ids: Sequence[str], *, key: str) -> list[int]:
-    """The places of replicas in the order in which a key prefers them, by rendezvous hashing."""
+def rank_replicas(ids: Sequence[str], calls: Sequence[int], *, key: str) -> list[int]:
+    """The places of replicas in the order in which a key's next call should try them.
+
+    Rendezvous hashing (Thaler and Ravishankar 1998) orders them, and those that have their share of the calls already
+    come last (consistent hashing with bounded loads, Mirrokni, Thorup and Zadimoghaddam 2018): a quarter more than the
+    mean, and two at least. So none idles while calls wait for another, and few calls leave the replica of their key.
+
+    Args:
+        ids: Id of each replica.
+        calls: Number of calls that each has at present.
+        key: Key of the request.
+    """
+    share = max(_FEWEST_CALLS, math.ceil(_MOST_OF_MEAN * (sum(calls) + 1) / max(1, len(ids))))
     weights = [hashlib.blake2b(f"{name} {key}".encode(), digest_size=8).digest() for name in ids]
-    return sorted(range(len(ids)), key=weights.__getitem__, reverse=True)
+    return sorted(range(len(ids)), key=lambda place: (calls[place] < share, weights[place]), reverse=True)

@@ -244,6 +244,9 @@ class Replicas:
         if kind == "restarted":
             log.log(logging.INFO if value is None else logging.ERROR, "replicas were replaced: %s", value or "done")
             return
+        if kind == "waits":
+            log.warning("a job waits for a core of the cluster: replicas have them, or other work; give it more cores")
+            return
         if kind == "not kept":
             with self._guard:
                 self._kept.pop(value, None)

@@ -1,8 +1,8 @@
-"""Which replica a request goes to: the one that its adapter's key belongs to, whoever asks.
+"""Which replica a request goes to: the one that its adapter's key belongs to, whoever asks, while it is not overloaded.
 
-Rendezvous hashing (Thaler and Ravishankar 1998) takes the replica for which the hash of its id and the key is largest.
-So every bridge finds the same without asking anybody, and when replicas come and go only their own keys move.
-One whose queue is full passes the request on to the next. Ray Serve alone loads this module, by its name.
+Every bridge finds the same replica without asking anybody, and when replicas come and go only their own keys move
+(`rank_replicas`). A replica says how many calls it has when it takes one; where that is more than its share, or its
+queue is full, the next one is asked. Ray Serve alone loads this module, by its name.
 """
 
 from __future__ import annotations
@@ -23,5 +23,8 @@ class RendezvousRouter(RequestRouter):  # type: ignore[misc]  # Ray is an extra:
         key = "" if pending_request is None else pending_request.metadata.multiplexed_model_id
         if pending_request is not None:
             pending_request.routing_context.should_backoff = True
-        ids = [replica.replica_id.unique_id for replica in candidate_replicas]
-        return [[candidate_replicas[place]] for place in rank_replicas(ids, key=key)]
+        ids = [replica.replica_id for replica in candidate_replicas]
+        # None where nothing was heard for a while: whoever is asked then says how many it has.
+        calls = [self.replica_queue_len_cache.get(name) or 0 for name in ids]
+        places = rank_replicas([name.unique_id for name in ids], calls, key=key)
+        return [[candidate_replicas[place]] for place in places]
