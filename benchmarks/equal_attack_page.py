@@ -77,7 +77,7 @@ def make_tables(rows: list[dict]) -> list[str]:
         first = next(result for result in of_level if result.arm == "laplace")
         said += [
             "",
-            f"At {level:.0%}:",
+            f"At {100 * level:.0f} %:",
             "",
             "| arm | η | right on `dev`, % | points above `laplace` | seeds | copying, % | Bayes, % | context, % "
             "| bits read, % | bits learned |",

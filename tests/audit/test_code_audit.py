@@ -197,6 +197,7 @@ def test_a_whole_audit_attacks_words_authors_and_tuned_heads_and_says_what_was_l
     unlabelled = file_of(mechanism, draw(mechanism, bundle, states)[:100])
     quick = audit_codes(unlabelled, Originals(texts=tuple(texts[:100])), bundle=bundle, encoder=encoder, quick=True)
     assert {item.attack for item in quick.skipped} == {"neural reader", "language model", "authors", "tuned heads"}
+    assert "not run: language model: none was named; give --language-model" in code_audit_table(quick)
 
 
 def test_public_text_teaches_the_readers_and_all_texts_are_read(encoder, bundle, texts, states):

@@ -315,3 +315,21 @@ def test_a_stderr_that_takes_nothing_stops_no_work(stderr: str, folder: Path, tm
         done = subprocess.run([*command, *TINY], stdout=subprocess.PIPE, stderr=writing, text=True)
         os.close(writing)
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'out'}\n")
+
+
+def test_what_was_closed_is_the_null_device_for_this_process_and_those_that_it_starts():
+    look = "import json, os; print(json.dumps([os.readlink(f'/proc/self/fd/{number}') for number in range(4)]))"
+    program = f"""
+import subprocess, sys
+from rapt.cli import main
+try:
+    main()
+finally:
+    with open("/dev/zero"):  # took the place of stderr
+        {look}
+    subprocess.run([sys.executable, "-c", {look!r}], stdout=sys.stdout)
+"""
+    shell = ["sh", "-c", 'exec "$0" "$@" <&- 2>&-', sys.executable, "-c", program, "--version"]
+    said = subprocess.run(shell, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}).stdout
+    own, started = (json.loads(line) for line in said.splitlines()[-2:])
+    assert (own[0], own[2:], started[0], started[2]) == ("/dev/null", ["/dev/null", "/dev/zero"], *2 * ["/dev/null"])

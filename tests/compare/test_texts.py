@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 
 from rapt.compare.texts import LabelledTexts, Split, cut_texts, read_split
@@ -106,7 +108,17 @@ def test_texts_are_cut_within_a_word_and_those_that_begin_alike_are_not_both_tra
     long = "unbelievably" * 8  # WordPiece takes a longer word for one unknown token
     training = LabelledTexts(texts=("one two three four", "six seven eight", long), labels=(0, 1, 0), names=names)
     judged = LabelledTexts(texts=("one two five", long + "s"), labels=(0, 1), names=names)
-    found = cut_texts(Split(training=training, evaluation=judged), vocabulary=vocabulary, most=2)
+    said: list[str] = []
+    found = cut_texts(
+        Split(training=training, evaluation=judged),
+        vocabulary=vocabulary,
+        most=2,
+        narrator=SimpleNamespace(say=said.append),
+    )
+    assert said == [
+        "cut after 2 tokens: 3 training texts and 2 evaluation texts; left out of training, as they now begin like a "
+        "text that is judged: 2"
+    ]
     for text in (*found.training.texts, *found.evaluation.texts):
         assert 1 <= len(vocabulary.encode([text])[0]) <= 2
     assert found.evaluation.texts[0] == "one two"

@@ -10,7 +10,7 @@ import typer
 from rapt.cli import output
 from rapt.cli.audit_codes import audit_code_file, refuse_options_of_tokens
 from rapt.cli.options import AsJson, AuditSeed, PolicyFile
-from rapt.cli.output import format_share, show, show_finding, show_json
+from rapt.cli.output import format_share, name_options, show, show_finding, show_json
 from rapt.cli.output import format_table as columns
 from rapt.errors import UsageError
 
@@ -270,7 +270,7 @@ def audit_table(found: AuditReport) -> str:
         *_answer_lines(found),
         *(f"{what} it recovered: {line}" for what, line in _group_lines(found) if line),
         *(["not attacked: targets, which are public and were sent as they are"] if found.public_targets else []),
-        *(f"not run: {skipped.attack}: {skipped.reason}" for skipped in found.skipped),
+        *(name_options(f"not run: {skipped.attack}: {skipped.reason}") for skipped in found.skipped),
         *(f"warning: {warning}" for warning in found.warnings),
     ]
     return "\n".join(lines)

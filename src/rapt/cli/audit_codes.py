@@ -11,7 +11,7 @@ import typer
 
 from rapt.cli import output
 from rapt.cli.options import list_given, read_policy
-from rapt.cli.output import format_share, show, show_json
+from rapt.cli.output import format_share, name_options, show, show_json
 from rapt.cli.output import format_table as columns
 from rapt.errors import UsageError
 from rapt.local.text_page import ceil_nats, ceil_percent
@@ -171,7 +171,7 @@ def code_audit_table(found: CodeAudit) -> str:
             f"codewords that are preferred ones: {fit.hits:.2%}, stated {fit.stated:.2%}; spent at least "
             f"epsilon = {math.floor(100 * fit.spent) / 100:.2f}, and at most {ceil_nats(fit.largest)} could have been "
             "shown by so many texts",
-            *(f"not run: {item.attack}: {item.reason}" for item in found.skipped),
+            *(name_options(f"not run: {item.attack}: {item.reason}") for item in found.skipped),
             *(f"warning: {warning}" for warning in found.warnings),
             *([] if found.warnings else ["nothing speaks against the stated epsilon"]),
         ]

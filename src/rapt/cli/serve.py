@@ -85,8 +85,8 @@ def serve(
 
     Without keys the service listens on this machine only, and serves local programs. To open it, create keys with
     `rapt admin`, and give --host and the files for TLS. Every setting is also an environment variable, such as
-    RAPT_PORT. Once the service answers, one line of JSON with its address stands on stdout; it stops at SIGINT or
-    SIGTERM. With --engine ray it computes on a cluster, and SIGHUP replaces the replicas.
+    RAPT_PORT. Once the service answers, one line of JSON with its address stands on stdout; it stops at SIGINT,
+    SIGTERM or SIGHUP. With --engine ray it computes on a cluster, and SIGHUP replaces the replicas instead.
 
     \b
     Examples:

@@ -153,7 +153,7 @@ def compare_files(
     plan, texts, out = comparison.plan, comparison.texts, comparison.out
     split = texts.read()
     if texts.truncate is not None:
-        split = cut_texts(split, vocabulary=load_vocabulary(plan.model), most=texts.truncate)
+        split = cut_texts(split, vocabulary=load_vocabulary(plan.model), most=texts.truncate, narrator=narrator)
     made = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)

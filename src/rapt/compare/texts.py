@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rapt.errors import CorpusError, UsageError
 from rapt.local.corpus import read_corpus
 from rapt.local.vocabulary import Vocabulary
+from rapt.narration import SILENT, Narrator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,13 +160,14 @@ def read_split(
     return replace(first, further=tuple(further))
 
 
-def cut_texts(split: Split, *, vocabulary: Vocabulary, most: int) -> Split:
+def cut_texts(split: Split, *, vocabulary: Vocabulary, most: int, narrator: Narrator = SILENT) -> Split:
     """Cut each text after its first `most` tokens, so that arms on tokens, on codes and at home read the same.
 
     Args:
         split: Texts of training and evaluation.
         vocabulary: Vocabulary of the backbone.
         most: Tokens that are left of a text at most; of each text of a pair.
+        narrator: Takes how many were cut, and how many are not trained on because they now begin as one that is judged.
 
     Raises:
         UsageError: Nothing would be left of a text, or every training text would begin as one that is judged.
@@ -193,6 +195,18 @@ def cut_texts(split: Split, *, vocabulary: Vocabulary, most: int) -> Split:
         raise UsageError(
             f"a training text must begin otherwise than those that are judged, got none for truncate={most}; raise it"
         )
+    cut_of_each = [
+        sum(
+            old != new
+            for before, after in zip(whole.parts, part.parts, strict=True)
+            for old, new in zip(before, after, strict=True)
+        )
+        for whole, part in ((split.training, training), (split.evaluation, evaluation))
+    ]
+    narrator.say(
+        f"cut after {most} tokens: {cut_of_each[0]:,} training texts and {cut_of_each[1]:,} evaluation texts; left out "
+        f"of training, as they now begin like a text that is judged: {len(training.texts) - len(kept):,}"
+    )
     return replace(
         split,
         training=training.at(kept),  # two texts may begin alike

@@ -10,7 +10,6 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -33,7 +32,8 @@ from tiny_backbones import write_tiny_model
 from tuning_material import manifest_for
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
-MOST_SECONDS = 8.0
+# The command, with more time to end in order than a machine that is busy can need.
+PATIENT = "from rapt.service.http import server; server._GONE_WITHIN = 300.0; from rapt.cli import main; main()"
 
 
 @pytest.fixture
@@ -71,9 +71,9 @@ def test_a_service_that_is_killed_loses_nothing(tmp_path, backbones, training_pa
         assert client.model(done.fine_tuned_model).card.plain_tokens == 4
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_service_that_is_asked_to_stop_leaves_in_order(tmp_path, number, own_logging):
-    answered = []
+    answered, before_hang_up = [], signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
 
     def stop(url):
         answered.append((url, json.loads(settings.ready_file.read_text()), sys.getswitchinterval()))
@@ -88,6 +88,7 @@ def test_a_service_that_is_asked_to_stop_leaves_in_order(tmp_path, number, own_l
     assert found == {"url": url, "pid": os.getpid()}
     assert turn == pytest.approx(0.0005)  # a thread that checks a body does not hold up every answer for 5 ms
     assert sys.getswitchinterval() == before
+    assert signal.signal(signal.SIGHUP, before_hang_up) is signal.SIG_DFL
     assert not settings.ready_file.exists()
     with open_store(settings.data_directory):
         pass  # nobody holds it any more
@@ -256,7 +257,7 @@ def test_a_service_that_is_asked_to_stop_ends_what_is_on_its_way(tmp_path, backb
     # More than is written before the service ends what is on its way.
     manifest = seal_manifest(manifest_for(writer, labels=None), 1000 * [PrivatizedRecord(token_ids=tuple(ids))])
     asked = {"model": writer.model, "prompt": 1000 * [ids], "rapt": {"manifest": dump_manifest(manifest)}}
-    command = [sys.executable, "-m", "rapt", "serve"]
+    command = [sys.executable, "-c", PATIENT, "serve"]
     variables = {"models": f"bert-tiny,{folder}", "api_key": "a-key-of-a-client-that-is-no-admin"}
     with serving_process(tmp_path, command=command, **variables) as (process, url):
         with open_client(url) as http, ThreadPoolExecutor(3) as threads:
@@ -270,13 +271,10 @@ def test_a_service_that_is_asked_to_stop_ends_what_is_on_its_way(tmp_path, backb
             written = lines_of(http, {**asked, "stream": True, "temperature": 2, "max_tokens": 50})
             head = next(written)
             assert head.startswith("data: {")
-            started = time.monotonic()
             process.send_signal(signal.SIGTERM)
-            gone = threads.submit(lambda: (process.wait(timeout=60), time.monotonic() - started))
             lines = [head, *written]
-            answer = waiting.result()
-            _, seconds = gone.result()
-    assert seconds < MOST_SECONDS
+            answer = waiting.result()  # 400 from a service that waits for the end of the body
+            assert process.wait(timeout=300) == 0
     assert lines[-1] == "data: [DONE]"
     assert json.loads(lines[-2].removeprefix("data: "))["error"]["code"] == "unavailable"
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
@@ -308,7 +306,7 @@ def endless(process):
     """A body whose first piece comes, and the next when the service has gone or its time is over."""
     yield b"{"
     try:
-        process.wait(timeout=40)
+        process.wait(timeout=120)
     except subprocess.TimeoutExpired:
         return
 

@@ -42,7 +42,8 @@ def run(asked, answers):
             "descriptors": descriptors(),
             "secret": os.environ.get("SECRET"), "held": held, "leads": os.getsid(0) == os.getpid() == os.getpgid(0),
             "random": random.random(), "room": room, "name": open("/proc/self/comm").read().strip(),
-            "ignores": signal.getsignal(signal.SIGTERM) == signal.SIG_IGN, "threads": threading.active_count(),
+            "ignores": {signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)} == {signal.SIG_IGN},
+            "threads": threading.active_count(),
         }
         answers.write(json.dumps(found).encode() + b"\\n")
         answers.flush()

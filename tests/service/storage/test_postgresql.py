@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
@@ -199,9 +200,10 @@ def test_tokens_are_never_spent_twice_by_processes_that_ask_at_once(machines):
             return False
         return True
 
+    started = time.monotonic()
     with ThreadPoolExecutor(6) as pool:
         taken = sum(pool.map(spend, range(30)))
-    assert 6 <= taken <= 8  # 100 more flow in each second; the requests take a moment
+    assert 6 <= taken <= 6 + (time.monotonic() - started) / 10  # 100 of 1,000 more flow in each second
 
 
 def test_a_state_of_a_run_goes_on_on_another_disk_and_is_gone_with_its_job(machines):

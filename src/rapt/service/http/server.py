@@ -126,7 +126,7 @@ def _log_class(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> Non
 
 
 def serve(settings: Settings, *, on_ready: Callable[[str], None] = lambda url: None, forks: bool = False) -> None:
-    """Serve until the process is asked to stop (SIGINT or SIGTERM).
+    """Serve until the process is asked to stop (SIGINT, SIGTERM or SIGHUP).
 
     Args:
         settings: Settings of the service.
@@ -202,8 +202,13 @@ def serve_on(
         )
         if service.replicas is not None and threading.current_thread() is threading.main_thread():
             restart = service.replicas.restart
-            # In a thread: whatever lock it needs may be held by what the signal has interrupted.
-            signal.signal(signal.SIGHUP, lambda _signal, _frame: threading.Thread(target=restart).start())
+
+            def replace_replicas(_signal: int, _frame: FrameType | None) -> None:
+                if not server.should_exit:
+                    # In a thread: whatever lock it needs may be held by what the signal has interrupted.
+                    threading.Thread(target=restart).start()
+
+            signal.signal(signal.SIGHUP, replace_replicas)
         server = Server(
             config,
             listener=listener,
@@ -290,7 +295,10 @@ def short_turns() -> Iterator[None]:
 
 @contextmanager
 def stop_at_signals() -> Iterator[Callable[[], None]]:
-    """SIGTERM and SIGINT end the block in order; yields what else begins the time within which it must have ended.
+    """End the block in order at a signal to stop; yields what else begins the time within which it must have ended.
+
+    They are SIGTERM, SIGINT and, where nobody has it ignored, SIGHUP, which a closed terminal sends, and systemd behind
+    a SIGTERM with `SendSIGHUP`.
 
     uvicorn stops serving and then raises the signal again, and the default answer to SIGTERM would end the process
     before the worker has put its job back and the ready file is gone. What does not end in order within its time, such
@@ -312,7 +320,12 @@ def stop_at_signals() -> Iterator[Callable[[], None]]:
         if is_first:
             raise KeyboardInterrupt
 
+    def hang_up(_signal: int, _frame: FrameType | None) -> None:
+        signal.raise_signal(signal.SIGTERM)  # to whoever takes it by now
+
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, hang_up)
     try:
         yield begin
     except KeyboardInterrupt:

@@ -195,7 +195,7 @@ def fork_on_demand(control: socket.socket, run: Runs) -> NoReturn:
     descriptors says that this was read, and that the id may be given to another process.
     """
     os.setsid()  # a Ctrl-C in the terminal is for the service
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     control = socket.socket(fileno=fcntl.fcntl(control, fcntl.F_DUPFD_CLOEXEC, 3))
     _keep_descriptors(2, control.fileno())

@@ -267,8 +267,8 @@ def main() -> None:
 
 def run_jobs(asked: BinaryIO, answers: BinaryIO) -> None:
     """Run the jobs that are asked for, in a process of their own; ends it when nobody can ask any more."""
-    # The worker is told to stop, and tells this process.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    # The worker is told to stop, and tells this process; systemd may tell both, with a SIGHUP behind it.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     with suppress(OSError):
         os.nice(_BEHIND_ANSWERS)
