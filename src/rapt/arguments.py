@@ -63,7 +63,7 @@ def check_fields(value: object) -> None:
 
 
 def _check(name: str, value: Any, known: tuple[Any, ...]) -> None:
-    if not any(_fits(value, kind) for kind in known):
+    if not any(_matches(value, kind) for kind in known):
         raise UsageError(f"`{name}` must be {_describe(known)}, got {type(value).__name__}")
 
 
@@ -86,7 +86,7 @@ def _can_be_checked(kind: Any) -> bool:
     return kind in _KINDS or (isinstance(kind, type) and kind not in (Any, bool, object))
 
 
-def _fits(value: Any, kind: Any) -> bool:
+def _matches(value: Any, kind: Any) -> bool:
     if getattr(kind, "_is_protocol", False):
         return all(hasattr(value, name) for name in vars(kind) if not name.startswith("_"))
     known = _KINDS[kind][0] if kind in _KINDS else kind

@@ -128,16 +128,16 @@ class CodeModel:
         """Return the probability of each class for each text, (n, C); as the service reads codewords."""
         if self.code.pairs and seconds is not None:
             joined = [join_pair(*pair) for pair in zip(texts, seconds, strict=True)]
-            states = self._states(joined, first_position=first_position)
+            states = self._compute_states(joined, first_position=first_position)
         else:
-            states = self._states(texts, first_position=first_position)
+            states = self._compute_states(texts, first_position=first_position)
             if seconds is not None:
-                states = compare_states(states, self._states(seconds, first_position=first_position))
+                states = compare_states(states, self._compute_states(seconds, first_position=first_position))
         logits = states @ self.weight.T + self.bias
         odds: NDArray[np.float64] = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(odds / odds.sum(axis=1, keepdims=True))
 
-    def _states(self, texts: Sequence[str], *, first_position: int) -> NDArray[np.float64]:
+    def _compute_states(self, texts: Sequence[str], *, first_position: int) -> NDArray[np.float64]:
         if self.code.pairs:
             return encode_codes(self.encoder, texts, bundle=self.code, first_position=first_position)
         states = self.encoder.encode(texts, first_position=first_position)

@@ -141,7 +141,7 @@ class RaptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # i
         texts, seconds = self._list_texts(X)
         names = name_labels(y, count=len(texts))
         # By their names, so that labels of any kind are compared as what leaves.
-        by_name = dict(zip(names, _as_list(y), strict=True))
+        by_name = dict(zip(names, _make_list(y), strict=True))
         listed = None if self.classes is None else name_labels(self.classes, count=len(self.classes))
         if listed is not None:
             by_name = dict(zip(listed, self.classes or (), strict=True)) | by_name
@@ -306,5 +306,5 @@ def _check_classes(listed: Sequence[str] | None, names: Set[str]) -> None:
         )
 
 
-def _as_list(values: Any) -> list[Any]:
+def _make_list(values: Any) -> list[Any]:
     return list(values.tolist() if hasattr(values, "tolist") else values)

@@ -320,7 +320,7 @@ class _Submitter:
             except Exception as error:  # also of pickling; the caller waits for an answer to each item
                 self._answer(run, number, explain(self._ray, error))
                 continue
-            future.add_done_callback(partial(self._done, run, number))
+            future.add_done_callback(partial(self._note_done, run, number))
 
     def _put(self, value: object) -> Any:
         try:
@@ -328,7 +328,7 @@ class _Submitter:
         except Exception as error:  # likewise: it is the answer to each item
             return explain(self._ray, error)
 
-    def _done(self, run: int, number: int, future: Any) -> None:
+    def _note_done(self, run: int, number: int, future: Any) -> None:
         error = future.exception()
         self._answer(run, number, future.result() if error is None else explain(self._ray, error))
 

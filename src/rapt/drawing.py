@@ -145,17 +145,17 @@ def draw_bar(value: float, *, low: float | None, high: float | None, ceiling: fl
     middle = _BAR_HEIGHT / 2
     parts = [
         f'<rect class="track" x="0" y="0" width="100%" height="{_BAR_HEIGHT}" rx="3"/>',
-        f'<rect class="{escape(kind)}" x="0" y="0" width="{_percent(value)}" height="{_BAR_HEIGHT}" rx="3"/>',
+        f'<rect class="{escape(kind)}" x="0" y="0" width="{_format_percent(value)}" height="{_BAR_HEIGHT}" rx="3"/>',
     ]
     if low is not None and high is not None:
-        left, right = _percent(low), _percent(high)
+        left, right = _format_percent(low), _format_percent(high)
         parts.append(f'<line class="whisker" x1="{left}" x2="{right}" y1="{middle}" y2="{middle}"/>')
         parts += [
             f'<line class="whisker" x1="{end}" x2="{end}" y1="{middle - 5}" y2="{middle + 5}"/>'
             for end in (left, right)
         ]
     if ceiling is not None:
-        at = _percent(ceiling)
+        at = _format_percent(ceiling)
         parts.append(f'<line class="ceiling" x1="{at}" x2="{at}" y1="0" y2="{_BAR_HEIGHT}"/>')
     return f'<svg class="bar" width="100%" height="{_BAR_HEIGHT}" aria-hidden="true">{"".join(parts)}</svg>'
 
@@ -177,17 +177,17 @@ def draw_picture(figures: Sequence[Figure], *, title: str, subtitle: str, descri
         f"<title>{escape(title)}</title>",
         f"<desc>{escape(description)}</desc>",
         f"<style>{_PICTURE_STYLE}</style>",
-        _text(_LEFT, 20, title, style="title"),
-        _text(_LEFT, 38, subtitle, style="small"),
+        _write_text(_LEFT, 20, title, style="title"),
+        _write_text(_LEFT, 38, subtitle, style="small"),
     ]
 
     def scale(x: float) -> float:
         return _LEFT + (_WIDTH - _RIGHT - _LEFT) * (math.log(x) - math.log(low)) / (math.log(high) - math.log(low))
 
     for place, figure in enumerate(figures):
-        parts += _draw_panel(figure, scale, _logarithmic_ticks(low, high), y=_TOP + place * (_PANEL + _GAP))
+        parts += _draw_panel(figure, scale, _choose_logarithmic_ticks(low, high), y=_TOP + place * (_PANEL + _GAP))
     bottom = _TOP + (len(figures) - 1) * (_PANEL + _GAP)
-    parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, bottom + _PANEL + 42, figures[-1].across, anchor="middle"))
+    parts.append(_write_text((_LEFT + _WIDTH - _RIGHT) / 2, bottom + _PANEL + 42, figures[-1].across, anchor="middle"))
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -214,26 +214,26 @@ def _draw_panel(figure: Figure, scale: Callable[[float], float], ticks: Sequence
         f'<text class="small" transform="translate(18 {y + _PANEL / 2:.0f}) rotate(-90)" text-anchor="middle">'
         f"{escape(figure.up)}</text>"
     ]
-    for tick in _linear_ticks(bottom, top):
+    for tick in _choose_linear_ticks(bottom, top):
         at = height(tick)
         parts.append(f'<line class="grid" x1="{_LEFT}" y1="{at:.1f}" x2="{right}" y2="{at:.1f}"/>')
-        parts.append(_text(_LEFT - 8, at + 4, f"{tick:g}", style="small", anchor="end"))
+        parts.append(_write_text(_LEFT - 8, at + 4, f"{tick:g}", style="small", anchor="end"))
     for tick in ticks:
         at = scale(tick)
         parts.append(f'<line class="grid" x1="{at:.1f}" y1="{y}" x2="{at:.1f}" y2="{y + _PANEL}"/>')
-        parts.append(_text(at, y + _PANEL + 18, f"{tick:g}", style="small", anchor="middle"))
+        parts.append(_write_text(at, y + _PANEL + 18, f"{tick:g}", style="small", anchor="middle"))
     parts.append(f'<path class="axis" d="M{_LEFT} {y} V{y + _PANEL} H{right}"/>')
     start, letters = float(_LEFT + 10), 6.4 * sum(len(line.name) for line in figure.lines)
     apart = min(54.0, (right + 22 - start - letters) / max(1, len(figure.lines)))  # so that all names have room
     for line in figure.lines:
         parts += _draw_line(line, scale, height)
         parts.append(f'<line class="line {line.style}" x1="{start}" y1="{y - 12}" x2="{start + 26}" y2="{y - 12}"/>')
-        parts.append(_text(start + 32, y - 8, line.name, style="small"))
+        parts.append(_write_text(start + 32, y - 8, line.name, style="small"))
         start += apart + 6.4 * len(line.name)
     if figure.mark is not None:
         at = scale(figure.mark)
         parts.append(f'<line class="mark" x1="{at:.1f}" y1="{y}" x2="{at:.1f}" y2="{y + _PANEL}"/>')
-        parts.append(_text(at - 6, y + 14, f"η = {figure.mark:g}", anchor="end"))
+        parts.append(_write_text(at - 6, y + 14, f"η = {figure.mark:g}", anchor="end"))
     if figure.level is not None:
         at = height(figure.level)
         parts.append(f'<line class="mark" x1="{_LEFT}" y1="{at:.1f}" x2="{right}" y2="{at:.1f}"/>')
@@ -251,12 +251,12 @@ def _draw_line(line: Line, scale: Callable[[float], float], height: Callable[[fl
     return parts
 
 
-def _text(x: float, y: float, content: str, *, style: str = "", anchor: str = "start") -> str:
+def _write_text(x: float, y: float, content: str, *, style: str = "", anchor: str = "start") -> str:
     kind = f' class="{style}"' if style else ""
     return f'<text{kind} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(content)}</text>'
 
 
-def _linear_ticks(bottom: float, top: float) -> list[float]:
+def _choose_linear_ticks(bottom: float, top: float) -> list[float]:
     """Round numbers from `bottom` to `top`, at most six."""
     raw = (top - bottom) / 5
     unit = 10.0 ** math.floor(math.log10(raw))
@@ -264,12 +264,12 @@ def _linear_ticks(bottom: float, top: float) -> list[float]:
     return [step * i for i in range(math.ceil(bottom / step - 1e-9), int(top / step * (1 + 1e-9)) + 1)]
 
 
-def _logarithmic_ticks(low: float, high: float) -> list[float]:
+def _choose_logarithmic_ticks(low: float, high: float) -> list[float]:
     """Round numbers within a range, as they suit a logarithmic axis."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found = [factor * 10.0**decade for decade in decades for factor in (1, 1.5, 2, 3, 4, 5, 6, 8)]
     return [value for value in found if low <= value <= high]
 
 
-def _percent(share: float) -> str:
+def _format_percent(share: float) -> str:
     return f"{100 * min(max(share, 0.0), 1.0):.2f}%"

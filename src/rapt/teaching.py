@@ -107,7 +107,9 @@ def teach_head(
     """
     kept = estimate_attenuation(bundle, setting)
     sharp, offset = sharpen_head(weight, bias, shares=shares, attenuation=kept)
-    return fit_to_chances(states, _softmax(read_clear_codes(states, bundle) @ sharp.T + offset), penalty=penalty)
+    return fit_to_chances(
+        states, _compute_softmax(read_clear_codes(states, bundle) @ sharp.T + offset), penalty=penalty
+    )
 
 
 def fit_to_chances(states: NDArray[np.float32], chances: Floats, *, penalty: float = PENALTY) -> tuple[Floats, Floats]:
@@ -127,7 +129,7 @@ def fit_to_chances(states: NDArray[np.float32], chances: Floats, *, penalty: flo
     head = ahead = np.zeros((turned.shape[1] + 1, chances.shape[1]))
     pace = 1.0
     for _ in range(_STEPS):
-        gaps = (_softmax(turned @ ahead[:-1] + ahead[-1]) - chances) / len(chances)
+        gaps = (_compute_softmax(turned @ ahead[:-1] + ahead[-1]) - chances) / len(chances)
         slope = np.vstack([turned.T @ gaps + 2 * penalty * ahead[:-1], gaps.sum(axis=0)])
         if abs(slope).max() < _LEAST_SLOPE:
             break
@@ -138,6 +140,6 @@ def fit_to_chances(states: NDArray[np.float32], chances: Floats, *, penalty: flo
     return weight, ahead[-1] - weight @ center
 
 
-def _softmax(logits: Floats) -> Floats:
+def _compute_softmax(logits: Floats) -> Floats:
     odds: Floats = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(odds / odds.sum(axis=1, keepdims=True))

@@ -208,16 +208,16 @@ def open_alone(path: Path) -> Iterator[IO[bytes]]:
     """
     check_target(path, overwrite=True)
     flags = os.O_RDWR | os.O_CREAT | _BINARY | getattr(os, "O_NOFOLLOW", 0)
-    locked = nullcontext() if _LOCKS_OPEN_FILES else _locked_beside(path)
+    locked = nullcontext() if _LOCKS_OPEN_FILES else _hold_lock_beside(path)
     with locked, os.fdopen(os.open(path, flags, 0o666), "r+b") as stream:
         if _LOCKS_OPEN_FILES:
             try:
                 fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise _taken() from None
+                raise _make_taken_error() from None
             # Between opening and locking, the other process may have finished and given the file its final name.
             if not path.exists() or not os.path.samestat(os.fstat(stream.fileno()), path.stat()):
-                raise _taken()
+                raise _make_taken_error()
         yield stream
 
 
@@ -232,7 +232,7 @@ def free_name(stream: IO[bytes]) -> None:
 
 
 @contextmanager
-def _locked_beside(path: Path) -> Iterator[None]:
+def _hold_lock_beside(path: Path) -> Iterator[None]:
     """Lock an empty file `NAME.lock` in place of the one at `path`, as Windows can; raises as `open_alone`."""
     try:
         locks: Any = import_module("msvcrt")  # type checkers know it on Windows only
@@ -244,7 +244,7 @@ def _locked_beside(path: Path) -> Iterator[None]:
         try:
             locks.locking(held.fileno(), locks.LK_NBLCK, 1)
         except OSError:
-            raise _taken() from None
+            raise _make_taken_error() from None
         try:
             yield
         finally:
@@ -298,7 +298,7 @@ def _is_database(path: Path, suffix: str) -> bool:
         return False
 
 
-def _taken() -> CorpusError:
+def _make_taken_error() -> CorpusError:
     return CorpusError(
         "an output must be written by one process at a time; wait for the other process, or choose another name"
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from rapt.local.distances import _LEAST_KEPT, _isolation, measure_distances, measure_isolation
+from rapt.local.distances import _LEAST_KEPT, _measure_isolation, measure_distances, measure_isolation
 from toy_vocabularies import toy_vocabulary
 
 
@@ -58,7 +58,7 @@ def test_a_large_table_keeps_its_distances_in_the_cache_and_reads_no_other(rng, 
     for damage in (None, b"", b"not an array", "none"):
         if isinstance(damage, bytes):
             next(tmp_path.iterdir()).write_bytes(damage)
-        assert np.allclose(_isolation.__wrapped__(vocabulary), nearest, rtol=1e-6)
+        assert np.allclose(_measure_isolation.__wrapped__(vocabulary), nearest, rtol=1e-6)
         assert [path.name for path in tmp_path.iterdir()] == [f"isolation-{vocabulary.hash[7:]}.npy"]
 
 

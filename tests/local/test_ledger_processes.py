@@ -169,7 +169,7 @@ with open_ledger(path) as ledger:
 def test_a_process_killed_while_it_makes_the_ledger_leaves_none_that_could_be_taken_for_whole(path):
     program = """
 import rapt.local.ledger_file as file
-file._statements = lambda script: os.kill(os.getpid(), signal.SIGKILL)
+file._iterate_statements = lambda script: os.kill(os.getpid(), signal.SIGKILL)
 with open_ledger(path):
     pass
 """

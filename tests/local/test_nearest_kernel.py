@@ -58,9 +58,9 @@ def test_the_self_test_accepts_integers_and_refuses_a_product_that_saturates(vec
 
 
 def test_a_library_that_is_not_there_or_is_no_library_gives_no_kernel(tmp_path):
-    assert nearest_kernel._kernel_of(tmp_path / "absent.so") is None
+    assert nearest_kernel._load_kernel_of(tmp_path / "absent.so") is None
     (tmp_path / "broken.so").write_bytes(b"not a library")
-    assert nearest_kernel._kernel_of(tmp_path / "broken.so") is None
+    assert nearest_kernel._load_kernel_of(tmp_path / "broken.so") is None
 
 
 # A library as the package would load it, written without any instruction that could be missing.
@@ -103,7 +103,7 @@ def test_a_library_is_taken_only_if_it_is_of_this_version_runs_here_and_does_not
     source.write_text(LIBRARY)
     defined = [f"-DVERSION={version}", f"-DRUNS={runs}", f"-DSATURATES={saturates}", f"-DTILES={tiles}"]
     subprocess.run(["cc", "-O1", "-shared", "-fPIC", *defined, str(source), "-o", str(library)], check=True)
-    kernel = nearest_kernel._kernel_of(library)
+    kernel = nearest_kernel._load_kernel_of(library)
     assert (kernel is not None) is taken
     assert kernel is None or kernel.tiles is None
 

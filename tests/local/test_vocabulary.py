@@ -134,7 +134,7 @@ def test_the_words_of_a_text_give_its_ids(many):
     if any(0xD800 <= ord(letter) < 0xE000 for text in many for letter in text):
         return
     assert WordCache(bert_tiny._tokenizer).encode(many) == whole(bert_tiny, many)
-    assert bert_tiny.encode(many) == [bert_tiny._content(ids, 0) for ids in whole(bert_tiny, many)]
+    assert bert_tiny.encode(many) == [bert_tiny._list_content(ids, 0) for ids in whole(bert_tiny, many)]
 
 
 @pytest.mark.parametrize(("text", "at"), [("films", 2), ("e\u0301te", 1), ("a zanzibar", 5)])

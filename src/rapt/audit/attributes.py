@@ -134,7 +134,7 @@ def infer_attribute(
             guesses[inside, : len(known)] = known[order]
             if on_progress is not None:
                 on_progress((place * folds + k + 1) / (len(plans) * folds))
-        found.append(_inference(name, guesses, codes))
+        found.append(_make_inference(name, guesses, codes))
     attackers = tuple(sorted(found[:-1], key=lambda inference: -inference.first.value))
     return AttributeResult(
         column=column,
@@ -146,7 +146,7 @@ def infer_attribute(
     )
 
 
-def _inference(name: str, guesses: NDArray[np.int64], codes: NDArray[np.int64]) -> Inference:
+def _make_inference(name: str, guesses: NDArray[np.int64], codes: NDArray[np.int64]) -> Inference:
     hits = guesses == codes[:, None]
     each = np.bincount(codes, hits[:, 0]) / np.bincount(codes)
     several = independent_share(hits[:, :SEVERAL].any(axis=1)) if guesses.shape[1] > SEVERAL else None

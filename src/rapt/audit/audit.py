@@ -237,7 +237,7 @@ def audit_view(
         keywords=answers.get(KEYWORDS),
         skipped=tuple(skipped),
         bound=bound,
-        warnings=_warnings(unchanged, bound, insecure=insecure),
+        warnings=_list_warnings(unchanged, bound, insecure=insecure),
         seed=seed,
     )
 
@@ -267,13 +267,13 @@ def _attack(
     )
 
 
-def _warnings(unchanged: Share, bound: ContextFreeBound | None, *, insecure: bool) -> tuple[str, ...]:
+def _list_warnings(unchanged: Share, bound: ContextFreeBound | None, *, insecure: bool) -> tuple[str, ...]:
     found = []
     if insecure:
         found.append("The noise of this file came from a seed chosen by hand: whoever learns it can undo all of it.")
     if bound is not None:
         expected = bound.unchanged.value
-        error = sqrt(_variance(unchanged) + _variance(bound.unchanged))
+        error = sqrt(_compute_variance(unchanged) + _compute_variance(bound.unchanged))
         distance = (unchanged.value - expected) / error if error > 0 else 0.0
         if isfinite(distance) and abs(distance) > _MISMATCH:
             found.append(
@@ -283,6 +283,6 @@ def _warnings(unchanged: Share, bound: ContextFreeBound | None, *, insecure: boo
     return tuple(found)
 
 
-def _variance(share: Share) -> float:
+def _compute_variance(share: Share) -> float:
     # Half the width of an interval is about two standard errors, also where the share is 0 or 1.
     return ((share.high - share.low) / 4) ** 2

@@ -134,7 +134,7 @@ def measure_formal_side(
         curves=compute_loss_curves(vocabulary, setting),
         pure_only=promise is not None and promise.pure_only,
         slope=None if mechanism is None else find_largest_slope(mechanism, vocabulary),
-        spent=None if mechanism is None else _spent(mechanism, vocabulary, seed=seed, runs=runs),
+        spent=None if mechanism is None else _bound_spent(mechanism, vocabulary, seed=seed, runs=runs),
     )
 
 
@@ -177,13 +177,13 @@ def find_largest_slope(mechanism: Mechanism, vocabulary: Vocabulary) -> LargestS
     largest = 0.0
     for start in range(0, len(left), SMALL_TABLE):
         part = slice(start, start + SMALL_TABLE)
-        gap = _largest_gap(channel(left[part]), channel(right[part]))
+        gap = _find_largest_gap(channel(left[part]), channel(right[part]))
         largest = max(largest, float((gap / distances[part]).max()))
     value = largest * (1 + _ROUNDING) if isfinite(largest) else None
     return LargestSlope(value=value, pairs=len(left), whole=whole)
 
 
-def _largest_gap(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+def _find_largest_gap(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
     """Max over outputs of |log P(y|x) - log P(y|x')|, (pairs,); an output that neither can give does not count."""
     possible = np.isfinite(first) | np.isfinite(second)
     gap = np.abs(np.subtract(first, second, out=np.zeros_like(first), where=possible))
@@ -191,7 +191,7 @@ def _largest_gap(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDA
     return largest
 
 
-def _spent(mechanism: Mechanism, vocabulary: Vocabulary, *, seed: int, runs: int) -> SpentBound | None:
+def _bound_spent(mechanism: Mechanism, vocabulary: Vocabulary, *, seed: int, runs: int) -> SpentBound | None:
     pairs = choose_near_pairs(mechanism, vocabulary)
     if not pairs:
         return None

@@ -88,7 +88,7 @@ class KeptResults:
     def read(self, name: str, kind: type[T]) -> T | None:
         """The result of that name, or None where this audit has not kept it."""
         try:
-            value = json.loads(self._path(name, "json").read_text(encoding="utf-8"))
+            value = json.loads(self._make_path(name, "json").read_text(encoding="utf-8"))
             return from_json(kind, value["result"]) if value["audit"] == self.fingerprint else None
         except (OSError, ValueError, KeyError, TypeError, AuditError):
             return None
@@ -96,12 +96,12 @@ class KeptResults:
     def write(self, name: str, result: Any) -> None:
         """Keep a result. Raises `AuditError` when the folder cannot be written."""
         content = json.dumps({"audit": self.fingerprint, "result": to_json(result)})
-        self._write(self._path(name, "json"), content.encode())
+        self._write(self._make_path(name, "json"), content.encode())
 
     def read_channel(self) -> ChannelEstimate | None:
         """The channel, or None."""
         try:
-            with self._path("channel", "npz").open("rb") as stream, np.load(stream, allow_pickle=False) as held:
+            with self._make_path("channel", "npz").open("rb") as stream, np.load(stream, allow_pickle=False) as held:
                 if str(held["audit"]) != self.fingerprint:
                     return None
                 return ChannelEstimate(
@@ -124,7 +124,7 @@ class KeptResults:
             likelihood=channel.likelihood,
             unlisted=np.empty(0) if channel.unlisted is None else channel.unlisted,
         )
-        self._write(self._path("channel", "npz"), content.getvalue())
+        self._write(self._make_path("channel", "npz"), content.getvalue())
 
     def remove(self) -> None:
         """Forget everything: the audit is complete. What somebody else put there stays."""
@@ -134,7 +134,7 @@ class KeptResults:
         with suppress(OSError):
             self.folder.rmdir()
 
-    def _path(self, name: str, suffix: str) -> Path:
+    def _make_path(self, name: str, suffix: str) -> Path:
         return self.folder / f"{name}.{suffix}"
 
     def _write(self, path: Path, content: bytes) -> None:
@@ -142,7 +142,7 @@ class KeptResults:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(path, content)
         except OSError as error:
-            raise _unwritable(error) from None
+            raise _make_unwritable_error(error) from None
 
 
 def keep_results(folder: Path, view: AdversaryView, truth: Truth, *, seed: int) -> KeptResults:
@@ -160,7 +160,7 @@ def keep_results(folder: Path, view: AdversaryView, truth: Truth, *, seed: int) 
     return KeptResults(folder, digest.hexdigest())
 
 
-def _unwritable(error: OSError) -> AuditError:
+def _make_unwritable_error(error: OSError) -> AuditError:
     return AuditError(
         f"results must be writable, got {error.strerror or type(error).__name__}; free space or choose another folder"
     )

@@ -77,9 +77,9 @@ def known_plaintext(view: AdversaryView) -> KnownPlaintext | None:
     z = np.array([record.privatized_plain_tokens for record in view.records], dtype=np.int64)
     stated = view.manifest.randomness.insecure_seed
     seeds = SEEDS if stated is None else (stated, *SEEDS)
-    tests = [] if plain.count < 2 else [*_within_records(view, k, z)]
+    tests = [] if plain.count < 2 else [*_compare_within_records(view, k, z)]
     if plain.count >= 2 and plain.fixed is not None:
-        tests.append(_between_records(k, z))
+        tests.append(_compare_between_records(k, z))
     return KnownPlaintext(
         known=int(k.size), seeds=len(set(seeds)), seed=_search_seeds(view, k, seeds), tests=tuple(tests)
     )
@@ -93,13 +93,13 @@ def _search_seeds(view: AdversaryView, k: NDArray[np.int64], seeds: tuple[int, .
     if len(pool) ** float(wanted.size) < 1e12:
         return None
     for seed in seeds:
-        for rng in _generators(seed):
+        for rng in _iterate_generators(seed):
             if all(np.array_equal(pool[rng.integers(len(pool), size=k.shape[1])], row) for row in wanted):
                 return seed
     return None
 
 
-def _generators(seed: int) -> Iterator[np.random.Generator]:
+def _iterate_generators(seed: int) -> Iterator[np.random.Generator]:
     """Yield the generators that a seed may have been given to: our own streams, and numpy's."""
     yield insecure_stream(seed).generator
     yield worker_stream(Randomness(source="guessed", insecure_seed=seed), position=0).generator
@@ -107,7 +107,7 @@ def _generators(seed: int) -> Iterator[np.random.Generator]:
         yield np.random.Generator(kind(seed))
 
 
-def _within_records(view: AdversaryView, k: NDArray[np.int64], z: NDArray[np.int64]) -> Iterator[SharedNoise]:
+def _compare_within_records(view: AdversaryView, k: NDArray[np.int64], z: NDArray[np.int64]) -> Iterator[SharedNoise]:
     half = k.shape[1] // 2
     same = (k == z).astype(np.float64)[:, :, None]
     moves = (view.bundle.embeddings[z] - view.bundle.embeddings[k]).astype(np.float64)
@@ -124,13 +124,16 @@ def _sign_test(name: str, left: NDArray[np.float64], right: NDArray[np.float64])
     return SharedNoise(name=name, agree=agree, pairs=speak, p=p)
 
 
-def _between_records(k: NDArray[np.int64], z: NDArray[np.int64]) -> SharedNoise:
+def _compare_between_records(k: NDArray[np.int64], z: NDArray[np.int64]) -> SharedNoise:
     half = k.shape[1] // 2
     changed = z != k
     # All unchanged is what many records have in common: it does not count, in either half.
     whole = changed[:, :half].any(axis=1) & changed[:, half:].any(axis=1)
-    left, right = _alike(z[changed[:, :half].any(axis=1), :half]), _alike(z[changed[:, half:].any(axis=1), half:])
-    both = _alike(z[whole])
+    left, right = (
+        _count_alike(z[changed[:, :half].any(axis=1), :half]),
+        _count_alike(z[changed[:, half:].any(axis=1), half:]),
+    )
+    both = _count_alike(z[whole])
     pairs = len(z) * (len(z) - 1) // 2
     expected = left * right / pairs if pairs else 0.0
     return SharedNoise(
@@ -141,7 +144,7 @@ def _between_records(k: NDArray[np.int64], z: NDArray[np.int64]) -> SharedNoise:
     )
 
 
-def _alike(z: NDArray[np.int64]) -> int:
+def _count_alike(z: NDArray[np.int64]) -> int:
     """Pairs of rows that are equal."""
     if not z.size:
         return 0

@@ -187,7 +187,7 @@ def audit_model(plan: ModelAuditPlan, *, narrator: Narrator = SILENT, cluster: C
         label_column=plan.label_column,
         longest=workshop.longest_text(plain_tokens=0),
     )
-    texts = _draw(texts, plan.records, rng=_choice(plan.attacks.seed))
+    texts = _draw(texts, plan.records, rng=_make_choice_generator(plan.attacks.seed))
     torch.set_num_threads(plan.threads)
     kept = None if plan.out is None else plan.out / "models"
     shared = None if cluster is None else SharedWork(cluster=cluster, shop=shop, texts=texts, kept=kept)
@@ -199,7 +199,7 @@ def audit_model(plan: ModelAuditPlan, *, narrator: Narrator = SILENT, cluster: C
             on_progress=lambda what, done, total: meter(done, total=total, note=what),
             shared=shared,
         )
-    return _report(found, f"Models tuned on {plan.file.name}", plan.command, out=plan.out, narrator=narrator)
+    return _make_report(found, f"Models tuned on {plan.file.name}", plan.command, out=plan.out, narrator=narrator)
 
 
 def audit_adapter(plan: AdapterAuditPlan, *, narrator: Narrator = SILENT) -> ArtefactReport:
@@ -241,7 +241,7 @@ def audit_adapter(plan: AdapterAuditPlan, *, narrator: Narrator = SILENT) -> Art
         )
         for path in (plan.members, plan.others)
     ]
-    rng = _choice(plan.seed)
+    rng = _make_choice_generator(plan.seed)
     own, strange = (_draw(texts, plan.records, rng=rng) for texts in halves)
     torch.set_num_threads(plan.threads)
     with narrator.meter("attacking", unit="models") as meter:
@@ -254,10 +254,10 @@ def audit_adapter(plan: AdapterAuditPlan, *, narrator: Narrator = SILENT) -> Art
             seed=plan.seed,
             on_progress=lambda done: meter(done, total=plan.shadows),
         )
-    return _report(found, f"Adapter in {plan.adapter.name}", plan.command, out=plan.out, narrator=narrator)
+    return _make_report(found, f"Adapter in {plan.adapter.name}", plan.command, out=plan.out, narrator=narrator)
 
 
-def _choice(seed: int) -> np.random.Generator:
+def _make_choice_generator(seed: int) -> np.random.Generator:
     return np.random.default_rng([seed, 23])
 
 
@@ -265,7 +265,7 @@ def _draw(texts: TokenTexts, most: int, *, rng: np.random.Generator) -> TokenTex
     return texts.at(np.sort(rng.permutation(len(texts))[:most]))
 
 
-def _report(
+def _make_report(
     found: ArtefactFindings, title: str, command: str, *, out: Path | None, narrator: Narrator
 ) -> ArtefactReport:
     report = ArtefactReport(

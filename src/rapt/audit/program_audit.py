@@ -174,7 +174,7 @@ def check_fit(
     values, statistics, freedoms = [], 0.0, 0
     kept = [int((outputs == tokens[:, None]).sum()) for outputs in (program, stated)]
     for token, ours, theirs in zip(tokens.tolist(), program, stated, strict=True):
-        statistic, freedom = _compare_cells(ours, theirs, _distances_from(token, ours, theirs, vocabulary))
+        statistic, freedom = _compare_cells(ours, theirs, _compute_distances_from(token, ours, theirs, vocabulary))
         values.append(float(stats.chi2.sf(statistic, freedom)) if freedom else 1.0)
         statistics, freedoms = statistics + statistic, freedoms + freedom
         values.append(_compare_kept(int((ours == token).sum()), int((theirs == token).sum()), runs))
@@ -191,7 +191,7 @@ def check_fit(
     )
 
 
-def _distances_from(
+def _compute_distances_from(
     token: int, ours: NDArray[np.int64], theirs: NDArray[np.int64], vocabulary: Vocabulary
 ) -> dict[int, float]:
     names = np.union1d(ours, theirs)

@@ -148,7 +148,7 @@ def audit_spent_eta(
         left, right = (
             draw(np.tile(np.array(tokens, dtype=np.int64), (runs, 1)), rng) for tokens in (pair.left, pair.right)
         )
-        found.append(_bound(pair, left, right, level=alpha / (6 * len(pairs))))
+        found.append(_compute_bound(pair, left, right, level=alpha / (6 * len(pairs))))
     return SpentEtaReport(found=tuple(sorted(found, key=lambda spent: -spent.lower)), alpha=alpha)
 
 
@@ -172,13 +172,13 @@ def pair_tokens(
             left=(x,),
             right=(other,),
             distance=float(distance),
-            variation=1.0 if vocabulary is None else _largest_variation(mechanism, float(distance), vocabulary),
+            variation=1.0 if vocabulary is None else _bound_largest_variation(mechanism, float(distance), vocabulary),
         )
         for (x, other), distance in zip(pairs, distances, strict=True)
     )
 
 
-def _largest_variation(mechanism: Mechanism, distance: float, vocabulary: Vocabulary) -> float:
+def _bound_largest_variation(mechanism: Mechanism, distance: float, vocabulary: Vocabulary) -> float:
     """δ(0) of two tokens at this distance; 1 where the mechanism has no proved loss."""
     promise = find_promise(mechanism.setting.name)
     if promise is None or not math.isfinite(distance):
@@ -219,10 +219,10 @@ class _Counts:
     test: NDArray[np.int64]
 
 
-def _bound(pair: InputPair, left: NDArray[np.int64], right: NDArray[np.int64], *, level: float) -> SpentEta:
+def _compute_bound(pair: InputPair, left: NDArray[np.int64], right: NDArray[np.int64], *, level: float) -> SpentEta:
     """The better of the two directions; each of the six ends of intervals is wrong at most `level` of the time."""
     runs, half = len(left), len(left) // 2
-    codes = _numbered(np.concatenate([left, right]))
+    codes = _number_runs(np.concatenate([left, right]))
     size = int(codes.max()) + 1
     first, second = (
         _Counts(np.bincount(part[:half], minlength=size), np.bincount(part[half:], minlength=size))
@@ -231,8 +231,8 @@ def _bound(pair: InputPair, left: NDArray[np.int64], right: NDArray[np.int64], *
     swapped = replace(pair, left=pair.right, right=pair.left)
     variation = _bound_variation(first, second, level=level)
     directions = (
-        _one_direction(pair, first, second, variation=variation, level=level),
-        _one_direction(swapped, second, first, variation=variation, level=level),
+        _bound_one_direction(pair, first, second, variation=variation, level=level),
+        _bound_one_direction(swapped, second, first, variation=variation, level=level),
     )
     return max(directions, key=lambda spent: spent.lower)
 
@@ -246,7 +246,7 @@ def _bound_variation(counts: _Counts, others: _Counts, *, level: float) -> float
     return max(0.0, low - high)
 
 
-def _numbered(outputs: NDArray[np.int64]) -> NDArray[np.int64]:
+def _number_runs(outputs: NDArray[np.int64]) -> NDArray[np.int64]:
     """A number from 0 for each run, equal where all of its tokens are, (n, k) -> (n,)."""
     base, tokens = int(outputs.max()) + 1, outputs.shape[1]
     if base**tokens < 2**62:  # one number for all tokens: rows are sorted far more slowly than numbers
@@ -255,7 +255,9 @@ def _numbered(outputs: NDArray[np.int64]) -> NDArray[np.int64]:
     return codes.ravel()
 
 
-def _one_direction(pair: InputPair, counts: _Counts, others: _Counts, *, variation: float, level: float) -> SpentEta:
+def _bound_one_direction(
+    pair: InputPair, counts: _Counts, others: _Counts, *, variation: float, level: float
+) -> SpentEta:
     chosen = _choose_set(counts.choose, others.choose, level=level)
     hits, other_hits, runs = int(counts.test[chosen].sum()), int(others.test[chosen].sum()), int(counts.test.sum())
     low, _ = clopper_pearson(hits, runs, level=level)

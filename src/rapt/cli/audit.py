@@ -246,7 +246,7 @@ def audit(
     show_finding(verdict.headline + "\n", verdict.severity)
     show(audit_table(report.audit))
     for kind in report.missed:
-        show(f"{kind.kind}: the policy misses {_with_interval(kind.missed)}, {kind.whole:.1%} as a whole")
+        show(f"{kind.kind}: the policy misses {_format_with_interval(kind.missed)}, {kind.whole:.1%} as a whole")
     for result in report.attributes:
         show("\n" + attribute_table(result))
 
@@ -281,7 +281,7 @@ def _answer_lines(found: AuditReport) -> list[str]:
     lines = []
     if (linked := found.linkage) is not None:
         lines.append(
-            f"recognized among {linked.candidates:,} texts: {_with_interval(linked.first)}; "
+            f"recognized among {linked.candidates:,} texts: {_format_with_interval(linked.first)}; "
             f"by length alone {linked.chance:.1%}, without the file {linked.blind:.1%}"
         )
     if (repeated := found.repetition) is not None:
@@ -291,13 +291,13 @@ def _answer_lines(found: AuditReport) -> list[str]:
             f"without the file ({repeated.fresh[0].named.n} words)"
         )
         lines += [
-            f"words of this file in {row.records} records or more: {_with_interval(row.named)} named; "
+            f"words of this file in {row.records} records or more: {_format_with_interval(row.named)} named; "
             f"each release by itself {row.alone:.1%}, without the file {row.blind:.1%}"
             for row in repeated.own
         ]
     if (told := found.keywords) is not None:
         uses = told.everything.found
-        share = "none is used" if uses is None else f"{_with_interval(uses)} of their uses found"
+        share = "none is used" if uses is None else f"{_format_with_interval(uses)} of their uses found"
         lines.append(
             f"{told.listed} telling words: {share}, {told.false_alarms:.1f} false alarms in 60,000 tokens (at most "
             f"{told.most_false_alarms:.1f}); without the file {told.everything.blind:.1%}"
@@ -305,7 +305,7 @@ def _answer_lines(found: AuditReport) -> list[str]:
     return lines
 
 
-def _with_interval(share: Share) -> str:
+def _format_with_interval(share: Share) -> str:
     return f"{share.value:.1%} of {share.n:,} ({share.low:.1%} to {share.high:.1%})"
 
 

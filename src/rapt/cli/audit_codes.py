@@ -116,16 +116,16 @@ def audit_code_file(
 def code_audit_table(found: CodeAudit) -> str:
     """Make the table of what is learned from codes, for a terminal."""
     named = [
-        [f"the text, among {item.candidates:,}", *_share(item.first), f"{item.chance:.2%}", _most(item.bound)]
+        [f"the text, among {item.candidates:,}", *_share(item.first), f"{item.chance:.2%}", _round_up(item.bound)]
         for item in found.naming
     ]
     named += [
-        [f"the same from {item.releases} releases", *_share(item.first), f"{item.chance:.2%}", _most(item.bound)]
+        [f"the same from {item.releases} releases", *_share(item.first), f"{item.chance:.2%}", _round_up(item.bound)]
         for item in found.repeated
         if item.releases > 1
     ]
     read = [
-        [f"{item.what}, {item.reader}", *_share(item.first), f"{item.blind:.1%}", _most(item.bound)]
+        [f"{item.what}, {item.reader}", *_share(item.first), f"{item.blind:.1%}", _round_up(item.bound)]
         for item in found.readings
     ]
     read += [
@@ -133,7 +133,7 @@ def code_audit_table(found: CodeAudit) -> str:
             f"two sets of {item.codes} codes of one author",
             *_share(item.first),
             f"{item.chance:.1%}",
-            _most(item.bound),
+            _round_up(item.bound),
         ]
         for item in found.authors
     ]
@@ -142,7 +142,7 @@ def code_audit_table(found: CodeAudit) -> str:
             f"a text of {item.copies} codes in a tuned head",
             *_share(item.first),
             f"{item.chance:.1%}",
-            _most(item.bound),
+            _round_up(item.bound),
         ]
         for item in found.canaries
     ]
@@ -158,11 +158,11 @@ def code_audit_table(found: CodeAudit) -> str:
             columns([f"read after learning from {found.learned_from}", *beside], read),
             "",
             *_describe_label(found.strongest_reader),
-            *(f"two sets of {item.codes} codes of one author: area {_area(item.area)}" for item in found.authors),
+            *(f"two sets of {item.codes} codes of one author: area {_show_area(item.area)}" for item in found.authors),
             *(
                 [
-                    f"which of two texts a head was tuned on: area {_area(member.area)}, {member.chance:g} without the "
-                    f"head, at most {math.ceil(1000 * member.bound) / 1000:.3f} ({member.models} heads, "
+                    f"which of two texts a head was tuned on: area {_show_area(member.area)}, {member.chance:g} "
+                    f"without the head, at most {math.ceil(1000 * member.bound) / 1000:.3f} ({member.models} heads, "
                     f"{member.texts:,} texts)"
                 ]
                 if member is not None
@@ -189,12 +189,12 @@ def _describe_label(reading: Reading) -> list[str]:
     ]
 
 
-def _most(bound: float) -> str:
+def _round_up(bound: float) -> str:
     """A bound in the table's percent: rounded up, so that it is one as it stands."""
     return ceil_percent(bound).replace(" ", "")
 
 
-def _area(area: Share | Estimate) -> str:
+def _show_area(area: Share | Estimate) -> str:
     return f"{area.value:.3f} ({area.low:.3f} to {area.high:.3f})"
 
 

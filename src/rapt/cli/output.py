@@ -127,7 +127,7 @@ def show(text: str) -> None:
     Raises:
         CorpusError: Stdout is full or closed.
     """
-    with _taken():
+    with _refuse_lost_output():
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
 
@@ -144,14 +144,14 @@ def show_finding(text: str, severity: Severity) -> None:
 
 def show_file(path: Path) -> None:
     """Write the bytes of a file to stdout. Raises as `show`."""
-    with path.open("rb") as stream, _taken():
+    with path.open("rb") as stream, _refuse_lost_output():
         sys.stdout.flush()
         shutil.copyfileobj(stream, sys.stdout.buffer)
         sys.stdout.buffer.flush()
 
 
 @contextmanager
-def _taken() -> Iterator[None]:
+def _refuse_lost_output() -> Iterator[None]:
     """Refuse a stdout that is full or closed (`CorpusError`)."""
     try:
         if not sys.stdout:  # as `rapt ... >&-` leaves it

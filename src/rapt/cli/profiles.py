@@ -95,8 +95,8 @@ def _take_access(
         raise UsageError("a service must be named; give --service URL, set RAPT_SERVICE, or state it in a profile")
     stated: Mapping[str, Any] = context.default_map or {}
     if service != stated.get("service"):  # what a profile states beside its service is for no other
-        api_key = None if _source(context, "api_key") == "DEFAULT_MAP" else api_key
-        ca_file = None if _source(context, "ca_file") == "DEFAULT_MAP" else ca_file
+        api_key = None if _find_source(context, "api_key") == "DEFAULT_MAP" else api_key
+        ca_file = None if _find_source(context, "ca_file") == "DEFAULT_MAP" else ca_file
     return ServiceAccess(url=service, api_key=api_key, ca_file=ca_file, insecure=insecure)
 
 
@@ -126,10 +126,10 @@ def add_shared_options(command: Any) -> None:
         add_shared_options(below)
     if not hasattr(command, "commands"):
         profile, quiet = get_command(_shared).params
-        command.params += [profile, quiet] if list(_statable(command)) else [quiet]
+        command.params += [profile, quiet] if list(_list_statable(command)) else [quiet]
 
 
-def _statable(command: Any) -> list[str]:
+def _list_statable(command: Any) -> list[str]:
     """List the options of a command that a profile may state: where None means `as the file says`, it may not."""
     found = [item for item in command.params if item.name in FIELDS and item.param_type_name == "option"]
     return [item.name for item in found if item.envvar is not None or item.default is not None]
@@ -139,9 +139,9 @@ def _take_profile(context: typer.Context, name: str | None) -> str | None:
     """Make what a profile states the defaults of a command; a callback of Typer."""
     if context.resilient_parsing:
         return name
-    stated, own = read_profile(name), _statable(context.command)
+    stated, own = read_profile(name), _list_statable(context.command)
     context.default_map = {name: value for name, value in stated.items() if name in own}
-    if _source(context, "profile") == "COMMANDLINE":
+    if _find_source(context, "profile") == "COMMANDLINE":
         for option in context.command.params:
             variable, value = str(option.envvar), context.default_map.get(option.name or "")
             if value is not None and (os.environ.get(variable) or value) != value:
@@ -263,6 +263,6 @@ def _refuse(rule: str) -> UsageError:
     return UsageError(f"the configuration {rule} ({find_configuration()})")
 
 
-def _source(context: typer.Context, name: str) -> str | None:
+def _find_source(context: typer.Context, name: str) -> str | None:
     source = context.get_parameter_source(name)
     return None if source is None else str(source.name)

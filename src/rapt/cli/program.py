@@ -158,7 +158,7 @@ def _run(arguments: Sequence[str]) -> int:
     except RaptError as error:
         return _fail(str(error), error.exit_code)
     except typer.TyperException as error:
-        return _fail(_word_usage(error.format_message(), arguments), error.exit_code)
+        return _fail(_rewrite_usage(error.format_message(), arguments), error.exit_code)
     except ModuleNotFoundError as error:
         if error.name in _POSIX_MODULES:
             return _fail("this command needs Linux or macOS; on Windows, run it in WSL", 2)
@@ -210,7 +210,7 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _word_usage(message: str, arguments: Sequence[str]) -> str:
+def _rewrite_usage(message: str, arguments: Sequence[str]) -> str:
     """Rewrite Typer's message as one line: lower case, no full stop, with the command whose help says what to do."""
     line = " ".join(message.split()).rstrip(".")
     command, called = _build_command(), ["rapt"]

@@ -321,13 +321,13 @@ def run_comparison(
         done = {row.cell for row in file.rows}
         left = [task for task in wanted if task not in done]
         on_row(len(wanted) - len(left), len(wanted))
-        for count, row in enumerate(_rows(plan, split, left, processes=processes, cluster=cluster), start=1):
+        for count, row in enumerate(_iterate_rows(plan, split, left, processes=processes, cluster=cluster), start=1):
             file.add(row)
             on_row(len(wanted) - len(left) + count, len(wanted))
         return [row for row in file.rows if row.cell in wanted]
 
 
-def _rows(
+def _iterate_rows(
     plan: ComparisonPlan, split: Split, left: list[Task], *, processes: int, cluster: Cluster | None
 ) -> Iterator[Row]:
     if not left:

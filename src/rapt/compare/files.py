@@ -58,14 +58,14 @@ class FileMaker:
     def _kept(self) -> Callable[[LabelledTexts, float | None, int, bool], PrivatizedFile]:
         """The files of one seed at one η are kept: the next arm asks for the same ones."""
         return lru_cache(maxsize=1 + self.plan.privatizations)(
-            lambda texts, eta, seed, policy: self._file(texts, eta=eta, seed=seed, policy=policy)
+            lambda texts, eta, seed, policy: self._make_file(texts, eta=eta, seed=seed, policy=policy)
         )
 
-    def _file(self, texts: LabelledTexts, *, eta: float | None, seed: int, policy: bool) -> PrivatizedFile:
+    def _make_file(self, texts: LabelledTexts, *, eta: float | None, seed: int, policy: bool) -> PrivatizedFile:
         if eta is None:
-            return self._clear(texts)
+            return self._make_clear_file(texts)
         stream = insecure_stream(seed)
-        privatizer = self._privatizer(eta, self._plain_tokens(stream.generator), policy=policy)
+        privatizer = self._make_privatizer(eta, self._draw_plain_tokens(stream.generator), policy=policy)
         seconds: dict[Part, list[str]] = {"second": list(texts.seconds)} if texts.pairs else {}
         manifest = privatizer.manifest(labels=texts.names, randomness=stream.provenance, pairs=texts.pairs)
         chunk = Chunk(0, list(texts.texts), list(texts.labels), seconds)
@@ -86,9 +86,9 @@ class FileMaker:
         """The file without the tokens that were changed. A text of which nothing is left keeps its first token."""
         records = []
         for (first, *others), record in zip(self.tokenize(texts), file.records, strict=True):
-            told = replace(record, token_ids=_kept(record.token_ids, first))
+            told = replace(record, token_ids=_list_kept(record.token_ids, first))
             for second in others:
-                told = replace(told, second_token_ids=_kept(record.second_token_ids or (), second))
+                told = replace(told, second_token_ids=_list_kept(record.second_token_ids or (), second))
             records.append(told)
         return PrivatizedFile(manifest=count_file(file.manifest, records), records=tuple(records))
 
@@ -129,9 +129,9 @@ class FileMaker:
 
     def list_contents(self, texts: Sequence[str], *, eta: float, policy: bool) -> list[list[int]]:
         """The tokens of texts that are privatized: those that the policy leaves where one is asked for."""
-        return self._privatizer(eta, NO_PLAIN_TOKENS, policy=policy).contents(texts)
+        return self._make_privatizer(eta, NO_PLAIN_TOKENS, policy=policy).contents(texts)
 
-    def _privatizer(self, eta: float, plain: PlainTokens, *, policy: bool) -> TextPrivatizer:
+    def _make_privatizer(self, eta: float, plain: PlainTokens, *, policy: bool) -> TextPrivatizer:
         inner = Privatizer(self.vocabulary, self.mechanism(eta), plain)
         return PolicyPrivatizer(inner, self._policy, self._rewritten) if policy else inner
 
@@ -145,7 +145,7 @@ class FileMaker:
             allow_unproved=self.plan.allow_unproved,
         )
 
-    def _plain_tokens(self, rng: np.random.Generator) -> PlainTokens:
+    def _draw_plain_tokens(self, rng: np.random.Generator) -> PlainTokens:
         if self.plan.plain_tokens == 0:
             return NO_PLAIN_TOKENS
         return plan_plain_tokens(
@@ -156,7 +156,7 @@ class FileMaker:
             rng=rng,
         )
 
-    def _clear(self, texts: LabelledTexts) -> PrivatizedFile:
+    def _make_clear_file(self, texts: LabelledTexts) -> PrivatizedFile:
         records = [
             PrivatizedRecord(token_ids=tuple(first), label=label, second_token_ids=tuple(others[0]) if others else None)
             for (first, *others), label in zip(self.tokenize(texts), texts.labels, strict=True)
@@ -178,7 +178,7 @@ class FileMaker:
         return PrivatizedFile(manifest=count_file(manifest, records), records=tuple(records))
 
 
-def _kept(privatized: tuple[int, ...], clear: Sequence[int]) -> tuple[int, ...]:
+def _list_kept(privatized: tuple[int, ...], clear: Sequence[int]) -> tuple[int, ...]:
     return tuple(a for a, b in zip(privatized, clear, strict=True) if a == b) or privatized[:1]
 
 

@@ -105,7 +105,7 @@ def shuffle_targets(file: PrivatizedFile, seed: int) -> PrivatizedFile:
     return replace(file, records=records)
 
 
-def _plain(config: TuningConfig, weight: float, m: int) -> TuningConfig:
+def _make_plain(config: TuningConfig, weight: float, m: int) -> TuningConfig:
     return config
 
 
@@ -113,28 +113,30 @@ def _reconstruct(config: TuningConfig, weight: float, m: int) -> TuningConfig:
     return replace(config, reconstruction=ReconstructionConfig(weight=weight))
 
 
-def _no_loss(config: TuningConfig, weight: float, m: int) -> TuningConfig:
+def _remove_loss(config: TuningConfig, weight: float, m: int) -> TuningConfig:
     return replace(config, reconstruction=ReconstructionConfig(weight=0.0))
 
 
-def _longer(config: TuningConfig, weight: float, m: int) -> TuningConfig:
+def _lengthen(config: TuningConfig, weight: float, m: int) -> TuningConfig:
     return replace(config, prompt_length=config.prompt_length + m)
 
 
-def _probing(config: TuningConfig, weight: float, m: int) -> TuningConfig:
+def _make_probing(config: TuningConfig, weight: float, m: int) -> TuningConfig:
     return replace(
         config, method=LINEAR_PROBING, learning_rate=METHODS[LINEAR_PROBING].learning_rate, reparametrization="none"
     )
 
 
 ARMS: Final[Mapping[str, Arm]] = {
-    CLEAN: Arm(says="no privacy: trained and judged on clear text", clean=True, configure=_plain),
-    PROMPT: Arm(says="the same tuning on privatized text", configure=_plain),
-    TOKENS_AT_HOME: Arm(says="the same model; queries stay at home, in clear", asked_at_home=True, configure=_plain),
+    CLEAN: Arm(says="no privacy: trained and judged on clear text", clean=True, configure=_make_plain),
+    PROMPT: Arm(says="the same tuning on privatized text", configure=_make_plain),
+    TOKENS_AT_HOME: Arm(
+        says="the same model; queries stay at home, in clear", asked_at_home=True, configure=_make_plain
+    ),
     RAPT: Arm(
         says="with privatized token reconstruction, L = L_task + λ L_rec", plain_tokens=True, configure=_reconstruct
     ),
-    NO_LOSS: Arm(says="RAPT's sequence with λ = 0", plain_tokens=True, configure=_no_loss),
+    NO_LOSS: Arm(says="RAPT's sequence with λ = 0", plain_tokens=True, configure=_remove_loss),
     SHUFFLED: Arm(
         says="RAPT with the plain tokens of another record as targets",
         plain_tokens=True,
@@ -144,27 +146,27 @@ ARMS: Final[Mapping[str, Arm]] = {
     SENTENCES: Arm(
         says="RAPT with public sentences as plain tokens", plain_tokens=True, sentences=True, configure=_reconstruct
     ),
-    SENTENCES_NO_LOSS: Arm(says="their sequence with λ = 0", plain_tokens=True, sentences=True, configure=_no_loss),
-    LONGER: Arm(says="m more prompt vectors in place of m plain tokens", configure=_longer),
+    SENTENCES_NO_LOSS: Arm(says="their sequence with λ = 0", plain_tokens=True, sentences=True, configure=_remove_loss),
+    LONGER: Arm(says="m more prompt vectors in place of m plain tokens", configure=_lengthen),
     ORACLE: Arm(
         says="the tokens that privatization left unchanged, which nobody but the user can know",
         unchanged_only=True,
-        configure=_plain,
+        configure=_make_plain,
     ),
     POLICY: Arm(
         says="the same tuning on texts that an entity policy rewrote before they were privatized",
         policy=True,
-        configure=_plain,
+        configure=_make_plain,
     ),
     DENOISED: Arm(
         says="the same tuning on a backbone that expects noise, as `rapt denoise` makes it from public text",
         denoised=True,
-        configure=_plain,
+        configure=_make_plain,
     ),
     DENOISED_RAPT: Arm(says="RAPT on that backbone", denoised=True, plain_tokens=True, configure=_reconstruct),
-    PROBING: Arm(says="the task head alone, and nothing before the text", configure=_probing),
+    PROBING: Arm(says="the task head alone, and nothing before the text", configure=_make_probing),
     DENOISED_PROBING: Arm(
-        says="the task head alone, on the backbone that expects noise", denoised=True, configure=_probing
+        says="the task head alone, on the backbone that expects noise", denoised=True, configure=_make_probing
     ),
     WORDS_AT_HOME: Arm(
         says="nothing leaves: naive Bayes over the words of one contributor's own texts, the mean over contributors",

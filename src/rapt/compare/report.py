@@ -64,18 +64,18 @@ def draw_conclusions(summary: Summary) -> Iterator[str]:
         if (item.arm, item.other) in ((CODES_AT_HOME, HEAD_AT_HOME), (CODES_PRIVATELY, HEAD_AT_HOME)):
             yield (
                 f"At ε = {item.epsilon:g}, {item.arm}, of {name_crowd(item.crowd)} contributors of one text, against "
-                f"{item.other} with as many texts: {_says(item)}."
+                f"{item.other} with as many texts: {_word(item)}."
             )
     for item in summary.differences:
         if (item.arm, item.other) == (RAPT, PROMPT):
-            yield f"At η = {item.eta:g}, reconstruction {_says(item)}."
+            yield f"At η = {item.eta:g}, reconstruction {_word(item)}."
     for item in summary.differences:
         if item.arm in (DENOISED, DENOISED_PROBING) and item.other in (PROMPT, RAPT):
             head = " and a head alone" if item.arm == DENOISED_PROBING else ""
-            yield f"At η = {item.eta:g}, a backbone that expects noise{head}, against {item.other}: {_says(item)}."
+            yield f"At η = {item.eta:g}, a backbone that expects noise{head}, against {item.other}: {_word(item)}."
     for item in summary.differences:
         if item.arm == RAPT and item.other not in (PROMPT, CLEAN):
-            yield f"At η = {item.eta:g}, RAPT against its control “{item.other}”: {_says(item)}."
+            yield f"At η = {item.eta:g}, RAPT against its control “{item.other}”: {_word(item)}."
     for item in summary.differences:
         if (item.arm, item.other) == (PROMPT, CLEAN):
             yield f"At η = {item.eta:g}, privacy cost {-item.points.value:.1f} points without reconstruction."
@@ -85,7 +85,7 @@ def draw_conclusions(summary: Summary) -> Iterator[str]:
     fewest = min((len(item.seeds) for item in summary.accuracies), default=0)
     if fewest < SEEDS_FOR_AN_INTERVAL:
         yield (
-            f"Some arm has {_seeds(fewest)}: below {SEEDS_FOR_AN_INTERVAL}, an interval "
+            f"Some arm has {_count_seeds(fewest)}: below {SEEDS_FOR_AN_INTERVAL}, an interval "
             "understates how much another seed would change."
         )
 
@@ -116,7 +116,7 @@ def _compare_home(item: HomeWin, verb: str) -> str:
     )
 
 
-def _seeds(count: int) -> str:
+def _count_seeds(count: int) -> str:
     return f"{count} seed{'' if count == 1 else 's'}"
 
 
@@ -126,9 +126,9 @@ def _name_setting(item: Accuracy) -> str:
     return said + (f", {name_crowd(item.crowd)} texts" if item.crowd else "")
 
 
-def _says(item: Difference) -> str:
+def _word(item: Difference) -> str:
     points = item.points
-    amount = f"{write_signed(points.value)} points ({write_signed_interval(points)}, {_seeds(len(item.seeds))})"
+    amount = f"{write_signed(points.value)} points ({write_signed_interval(points)}, {_count_seeds(len(item.seeds))})"
     if points.low > 0:
         return f"helped: {amount}"
     if points.high < 0:
@@ -189,7 +189,7 @@ def write_comparison(
         UsageError: The folder cannot be written.
     """
     distances = measure_distances(load_vocabulary(plan.model)) if summary.etas else None
-    tables = _tables(summary, distances)
+    tables = _make_tables(summary, distances)
     denoised = None if plan.denoised is None else digest_weights(plan.denoised)
     model = Path(plan.model).name  # where it lies is nobody's business
     page = ComparisonPage(
@@ -205,7 +205,7 @@ def write_comparison(
         plots=plot_accuracies(summary, distances),
         tables=tables,
         arms=tuple((name, ARMS[name].says) for name in plan.arms),
-        facts=_facts(plan),
+        facts=_list_facts(plan),
         command=command,
     )
     values: dict[str, Any] = {
@@ -230,7 +230,7 @@ def write_comparison(
             (MARKDOWN, "\n".join(f"## {table.title}\n\n{write_markdown(table.cells)}" for table in tables)),
             (CURVES, write_values(page.plots)),
             (LATEX, "\n".join(write_latex(table.cells) for table in tables)),
-            (PAGE, _template().render(page=page, drawing=drawing)),
+            (PAGE, _load_template().render(page=page, drawing=drawing)),
         ):
             write_whole(folder / name, content)
     except OSError as error:
@@ -267,18 +267,18 @@ def plot_accuracies(summary: Summary, distances: TableDistances | None) -> tuple
     largest = max((item.crowd or math.inf for item in summary.accuracies), default=math.inf)
     drawn = [item for item in summary.accuracies if (item.crowd or math.inf) == largest]
     figures = [
-        (title, across, _lines(drawn, partial(_find_eta, place))) for title, across, place in axes if len(place) > 1
+        (title, across, _plot(drawn, partial(_find_eta, place))) for title, across, place in axes if len(place) > 1
     ]
     if len({item.epsilon for item in drawn if item.epsilon is not None}) > 1:
         figures.append(
-            ("Accuracy over ε of a whole text", "ε of a whole text, nats", _lines(drawn, lambda item: item.epsilon))
+            ("Accuracy over ε of a whole text", "ε of a whole text, nats", _plot(drawn, lambda item: item.epsilon))
         )
     for setting in dict.fromkeys((item.eta, item.epsilon) for item in summary.accuracies):
-        those = [item for item in summary.accuracies if item.crowd and _stands_for(item, setting)]
+        those = [item for item in summary.accuracies if item.crowd and _matches_setting(item, setting)]
         if setting != (None, None) and len({item.crowd for item in those}) > 1:
             at = f"η = {setting[0]:g}" if setting[0] is not None else f"ε = {setting[1]:g}"
             across = "training texts, log₁₀: of one person at home, of as many contributors elsewhere"
-            figures.append((f"Accuracy over the crowd at {at}", across, _lines(those, lambda x: math.log10(x.crowd))))
+            figures.append((f"Accuracy over the crowd at {at}", across, _plot(those, lambda x: math.log10(x.crowd))))
     return tuple(
         Figure(
             title=title,
@@ -296,12 +296,12 @@ def _find_eta(place: Mapping[float, float], item: Accuracy) -> float | None:
     return None if item.eta is None else place.get(item.eta)
 
 
-def _stands_for(item: Accuracy, setting: tuple[float | None, float | None]) -> bool:
+def _matches_setting(item: Accuracy, setting: tuple[float | None, float | None]) -> bool:
     """Whether an accuracy is at a setting, or at home, which is the same at all."""
     return (item.eta, item.epsilon) == setting or ARMS[item.arm].unit == "home"
 
 
-def _lines(items: Sequence[Accuracy], place: Callable[[Accuracy], float | None]) -> tuple[Line, ...]:
+def _plot(items: Sequence[Accuracy], place: Callable[[Accuracy], float | None]) -> tuple[Line, ...]:
     lines = []
     for arm in dict.fromkeys(item.arm for item in items):
         found = [(at, item) for item in items if item.arm == arm and (at := place(item)) is not None]
@@ -317,7 +317,7 @@ def _lines(items: Sequence[Accuracy], place: Callable[[Accuracy], float | None])
     return tuple(lines)
 
 
-def _tables(summary: Summary, distances: TableDistances | None) -> tuple[Table, ...]:
+def _make_tables(summary: Summary, distances: TableDistances | None) -> tuple[Table, ...]:
     found = (
         Table(
             title="Accuracy",
@@ -357,7 +357,7 @@ def _tables(summary: Summary, distances: TableDistances | None) -> tuple[Table, 
     return tuple(table for table in found if len(table.cells) > 1)
 
 
-def _facts(plan: ComparisonPlan) -> tuple[tuple[str, str], ...]:
+def _list_facts(plan: ComparisonPlan) -> tuple[tuple[str, str], ...]:
     config = plan.make_config(seed=0)
     return (
         ("method", plan.method.replace("_", " ")),
@@ -371,11 +371,11 @@ def _facts(plan: ComparisonPlan) -> tuple[tuple[str, str], ...]:
         *([("code", Path(plan.codes).name)] if plan.codes is not None else []),
         *([("own texts of the arm fused", str(plan.own_texts))] if FUSED in plan.arms else []),
         ("seeds", ", ".join(map(str, plan.seeds))),
-        *_noise_fact(plan),
+        *_describe_noise(plan),
     )
 
 
-def _noise_fact(plan: ComparisonPlan) -> Iterator[tuple[str, str]]:
+def _describe_noise(plan: ComparisonPlan) -> Iterator[tuple[str, str]]:
     """Say what the backbone that expects noise was made for, and where that is not what it was given."""
     noise = None if plan.denoised is None else read_noise_expected(Path(plan.denoised))
     if noise is None:
@@ -390,7 +390,7 @@ def _noise_fact(plan: ComparisonPlan) -> Iterator[tuple[str, str]]:
 
 
 @cache
-def _template() -> Template:
+def _load_template() -> Template:
     # Style and colours are the audit's, so that a reader of both finds his way.
     loader = ChoiceLoader([PackageLoader("rapt.compare"), PackageLoader("rapt.audit.report")])
     return open_templates().overlay(loader=loader).get_template("comparison.html.j2")

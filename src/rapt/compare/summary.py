@@ -230,16 +230,16 @@ def summarize(rows: Sequence[Row], *, most_frequent_label: Sequence[Sequence[boo
     attacks = [_attack(row) for row in rows if isinstance(row, AttackRow)]
     named = np.array(most_frequent_label, dtype=float) if most_frequent_label else None
     return Summary(
-        accuracies=tuple(_accuracy(models[key], named, turns) for key in keys),
-        differences=tuple(_differences(models, turns)),
+        accuracies=tuple(_compute_accuracy(models[key], named, turns) for key in keys),
+        differences=tuple(_list_differences(models, turns)),
         attacks=tuple(sorted(attacks, key=lambda attack: (attack.eta or 0.0, attack.epsilon or 0.0, attack.policy))),
         most_frequent_label=None if named is None else estimate_mean(named, turns=range(len(named))),
         home_wins=tuple(_list_home_wins(models, turns)),
     )
 
 
-def _accuracy(runs: dict[int, ModelRow], named: NDArray[np.float64] | None, turns: int) -> Accuracy:
-    first, table = runs[min(runs)], _table(runs, sorted(runs))
+def _compute_accuracy(runs: dict[int, ModelRow], named: NDArray[np.float64] | None, turns: int) -> Accuracy:
+    first, table = runs[min(runs)], _make_table(runs, sorted(runs))
     judged = [seed % turns for seed in sorted(runs)]
     return Accuracy(
         arm=first.arm,
@@ -255,7 +255,7 @@ def _accuracy(runs: dict[int, ModelRow], named: NDArray[np.float64] | None, turn
     )
 
 
-def _differences(models: Models, turns: int) -> list[Difference]:
+def _list_differences(models: Models, turns: int) -> list[Difference]:
     found = []
     settings = sorted({key[1:] for key in models}, key=lambda key: (key[2] or math.inf, key[0] or 0.0, key[1] or 0.0))
     for (eta, epsilon, crowd), (arm, other) in product(settings, DIFFERENCES):
@@ -285,7 +285,7 @@ def _find(models: Models, name: str, eta: float | None, epsilon: float | None, c
 
 
 def _subtract(ours: dict[int, ModelRow], theirs: dict[int, ModelRow], seeds: Sequence[int], turns: int) -> Mean:
-    points = 100 * (_table(ours, seeds) - _table(theirs, seeds))
+    points = 100 * (_make_table(ours, seeds) - _make_table(theirs, seeds))
     return estimate_mean(points, turns=[seed % turns for seed in seeds])
 
 
@@ -293,7 +293,7 @@ def _list_home_wins(models: Models, turns: int) -> Iterator[HomeWin]:
     """For each number of texts, the best arm at home and the best one that sends something protected."""
 
     def right(key: Setting) -> float:
-        return float(_table(models[key], sorted(models[key])).mean())
+        return float(_make_table(models[key], sorted(models[key])).mean())
 
     known = [key for key in models if key[0] in ARMS]
     home = [key for key in known if ARMS[key[0]].unit == "home"]
@@ -317,7 +317,7 @@ def _list_home_wins(models: Models, turns: int) -> Iterator[HomeWin]:
             )
 
 
-def _table(runs: dict[int, ModelRow], seeds: Sequence[int]) -> NDArray[np.float64]:
+def _make_table(runs: dict[int, ModelRow], seeds: Sequence[int]) -> NDArray[np.float64]:
     return np.stack([np.array(runs[seed].right) / runs[seed].privatizations for seed in seeds])
 
 

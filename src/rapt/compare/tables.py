@@ -34,14 +34,14 @@ def list_accuracies(summary: Summary) -> list[list[str]]:
     }
     for item in summary.accuracies:
         under = item.arm in ARMS and ARMS[item.arm].policy
-        lines.append([_eta(item.eta), kept.get((item.eta or 0.0, under), "—"), *_accuracy(item)])
+        lines.append([_format_eta(item.eta), kept.get((item.eta or 0.0, under), "—"), *_format_accuracy(item)])
     if (named := summary.most_frequent_label) is not None:
-        lines.append(["—", "—", "most frequent label", *_percent(named), "—", "—"])
+        lines.append(["—", "—", "most frequent label", *_format_percent(named), "—", "—"])
     if not _has_crowds(summary):
         return lines
     others = [
         ["texts", "ε"],
-        *([name_crowd(item.crowd), _eta(item.epsilon)] for item in summary.accuracies),
+        *([name_crowd(item.crowd), _format_eta(item.epsilon)] for item in summary.accuracies),
         ["—", "—"],
     ]
     return [[*first, *rest] for first, rest in zip(others, lines, strict=False)]
@@ -50,10 +50,10 @@ def list_accuracies(summary: Summary) -> list[list[str]]:
 def list_differences(summary: Summary) -> list[list[str]]:
     """A header, then one line for each difference at each setting."""
     lines = [["η", "difference", "points", "95 % interval", "each seed"]]
-    lines += [[_eta(item.eta), *_difference(item)] for item in summary.differences]
+    lines += [[_format_eta(item.eta), *_format_difference(item)] for item in summary.differences]
     if not _has_crowds(summary):
         return lines
-    others = [["texts", "ε"], *([name_crowd(item.crowd), _eta(item.epsilon)] for item in summary.differences)]
+    others = [["texts", "ε"], *([name_crowd(item.crowd), _format_eta(item.epsilon)] for item in summary.differences)]
     return [[*first, *rest] for first, rest in zip(others, lines, strict=True)]
 
 
@@ -63,7 +63,7 @@ def list_attacks(summary: Summary) -> list[list[str]]:
     for item in summary.attacks:
         if item.eta is not None:
             interval = f"{100 * item.low:.1f}–{100 * item.high:.1f}"
-            setting = _eta(item.eta) + (_UNDER_POLICY if item.policy else "")
+            setting = _format_eta(item.eta) + (_UNDER_POLICY if item.policy else "")
             lines.append([setting, item.name, f"{100 * item.recovered:.1f}", interval, f"{item.tokens:,}"])
     return lines
 
@@ -137,15 +137,15 @@ def write_latex(cells: Sequence[Sequence[str]]) -> str:
     return "\n".join([*head, *rows[1:], r"\bottomrule", r"\end{tabular}", ""])
 
 
-def _accuracy(item: Accuracy) -> list[str]:
-    return [item.arm, *_percent(item.accuracy), str(len(item.seeds)), str(item.privatizations)]
+def _format_accuracy(item: Accuracy) -> list[str]:
+    return [item.arm, *_format_percent(item.accuracy), str(len(item.seeds)), str(item.privatizations)]
 
 
-def _percent(mean: Mean) -> list[str]:
+def _format_percent(mean: Mean) -> list[str]:
     return [f"{100 * mean.value:.1f}", f"{100 * mean.low:.1f}–{100 * mean.high:.1f}"]
 
 
-def _difference(item: Difference) -> list[str]:
+def _format_difference(item: Difference) -> list[str]:
     mean = item.points
     each = ", ".join(write_signed(value) for value in mean.each_seed)
     return [f"{item.arm} − {item.other}", write_signed(mean.value), write_signed_interval(mean), each]
@@ -161,7 +161,7 @@ def write_signed_interval(mean: Mean) -> str:
     return f"{write_signed(mean.low)} to {write_signed(mean.high)}"
 
 
-def _eta(eta: float | None) -> str:
+def _format_eta(eta: float | None) -> str:
     return "—" if eta is None else f"{eta:g}"
 
 

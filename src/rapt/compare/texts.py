@@ -148,14 +148,14 @@ def read_split(
         raise UsageError("cross-validation must judge on the texts to train on; leave out `evaluation` or it")
     known = () if public is None else read_corpus(public, text_column=text_column, label_column=None)
     others = tuple(record.text for record in known)
-    trained = _in_hash_order(training, columns=columns, label_column=label_column, min_words=min_words)
+    trained = _order_by_hash(training, columns=columns, label_column=label_column, min_words=min_words)
     if evaluation is None:
-        parted = [_without_fifth(trained, place) for place in range(_FIFTHS if cross_validate else 1)]
+        parted = [_leave_fifth_out(trained, place) for place in range(_FIFTHS if cross_validate else 1)]
     else:
-        parted = [(trained, _in_hash_order(evaluation, columns=columns, label_column=label_column, min_words=1))]
+        parted = [(trained, _order_by_hash(evaluation, columns=columns, label_column=label_column, min_words=1))]
     first, *further = (
         _split(rest[:training_records], judged[:evaluation_records], others, pairs=text_column_2 is not None)
-        for rest, judged in ((_without_texts_of(judged, rest), judged) for rest, judged in parted)
+        for rest, judged in ((_leave_texts_out(judged, rest), judged) for rest, judged in parted)
     )
     return replace(first, further=tuple(further))
 
@@ -220,14 +220,14 @@ _Record = tuple[tuple[str, ...], str]
 _FIFTHS: Final = 5
 
 
-def _without_fifth(records: list[_Record], place: int) -> tuple[list[_Record], list[_Record]]:
+def _leave_fifth_out(records: list[_Record], place: int) -> tuple[list[_Record], list[_Record]]:
     """All but a fifth, and that fifth; what five fifths of a whole number leave over is trained on."""
     fifth = len(records) // _FIFTHS
     start, end = place * fifth, (place + 1) * fifth
     return records[:start] + records[end:], records[start:end]
 
 
-def _without_texts_of(judged: list[_Record], records: list[_Record]) -> list[_Record]:
+def _leave_texts_out(judged: list[_Record], records: list[_Record]) -> list[_Record]:
     seen = {text for texts, _ in judged for text in texts}
     return [record for record in records if seen.isdisjoint(record[0])]
 
@@ -256,15 +256,15 @@ def _split(trained: list[_Record], judged: list[_Record], public: tuple[str, ...
     return Split(training=parts[0], evaluation=parts[1], public=public)
 
 
-def _in_hash_order(path: Path, *, columns: Sequence[str], label_column: str, min_words: int) -> list[_Record]:
+def _order_by_hash(path: Path, *, columns: Sequence[str], label_column: str, min_words: int) -> list[_Record]:
     found: dict[tuple[str, ...], str] = {}
-    for texts, label in _records(path, columns=columns, label_column=label_column):
+    for texts, label in _iterate_records(path, columns=columns, label_column=label_column):
         if all(text and len(text.split()) >= min_words for text in texts):
             found.setdefault(texts, label)
     return sorted(found.items(), key=lambda record: hashlib.sha256("\0".join(record[0]).encode()).digest())
 
 
-def _records(path: Path, *, columns: Sequence[str], label_column: str) -> Iterator[_Record]:
+def _iterate_records(path: Path, *, columns: Sequence[str], label_column: str) -> Iterator[_Record]:
     """The texts of each record with its label. Readers know one text a record, so a second is read beside the first."""
     first, *others = columns
     with ExitStack() as opened:

@@ -74,9 +74,9 @@ def pick_public_tweets(*, apart_from: Sequence[str], most: int) -> tuple[str, ..
         apart_from: The private texts.
         most: How many at most.
     """
-    private = {_essence(text) for text in apart_from}
+    private = {_extract_essence(text) for text in apart_from}
     found = _read_tweets(find_corpus(), classes=("neutral",))["neutral"]
-    return tuple(text for text in found if _essence(text) not in private)[:most]
+    return tuple(text for text in found if _extract_essence(text) not in private)[:most]
 
 
 def find_corpus() -> Path:
@@ -110,7 +110,7 @@ def _read_tweets(path: Path, *, classes: Sequence[str]) -> dict[str, list[str]]:
         with path.open(encoding="latin-1", newline="") as stream:
             for row in csv.DictReader(stream):
                 text, label = row["text"].strip(), row["sentiment"]
-                key = _essence(text)
+                key = _extract_essence(text)
                 if label not in classes or len(key.split()) < MIN_WORDS:
                     continue
                 if key in found and found[key][1] != label:
@@ -124,7 +124,7 @@ def _read_tweets(path: Path, *, classes: Sequence[str]) -> dict[str, list[str]]:
     return {name: [found[key][0] for key in ordered if found[key][1] == name] for name in classes}
 
 
-def _essence(text: str) -> str:
+def _extract_essence(text: str) -> str:
     """Return what copies of one tweet share: its words, without links, addressees and the mark of a retweet."""
     bare = re.sub(r"https?://\S+|@\w+|\brt\b|[^a-z0-9 ]", " ", text.lower())
     return " ".join(bare.split())

@@ -53,15 +53,15 @@ def search_folder(folder: Path, texts: Iterable[str]) -> LeakCheck:
 
 def cut_runs(texts: Iterable[str]) -> frozenset[Run]:
     """Every run of five words of the texts, in lower case."""
-    return frozenset(run for text in texts for run in _runs(text.encode("utf-8")))
+    return frozenset(run for text in texts for run in _iterate_runs(text.encode("utf-8")))
 
 
 def holds_any(content: bytes, wanted: frozenset[Run]) -> bool:
     """Whether bytes hold one of the runs, in any of the readings."""
-    return any(not wanted.isdisjoint(_runs(reading)) for reading in _readings(content))
+    return any(not wanted.isdisjoint(_iterate_runs(reading)) for reading in _iterate_readings(content))
 
 
-def _readings(content: bytes) -> Iterator[bytes]:
+def _iterate_readings(content: bytes) -> Iterator[bytes]:
     yield content
     if b"\0" in content:
         yield content.replace(b"\0", b"")  # UTF-16: every other byte of an ASCII letter is 0
@@ -73,6 +73,6 @@ def _unescape(escape: re.Match[bytes]) -> bytes:
     return chr(int(escape[1], 16)).encode("utf-8", errors="replace") if escape[1] else b" "
 
 
-def _runs(text: bytes) -> Iterator[Run]:
+def _iterate_runs(text: bytes) -> Iterator[Run]:
     words = _WORD.findall(text.lower())
     return zip(*(words[start:] for start in range(RUN)), strict=False)

@@ -119,7 +119,7 @@ def write_demo_report(
         audit=audit,
         statement=side.statement.to_text(),
         commands=(rebuild_command("demo", eta=plan.eta),),
-        facts=(*_facts(plan, leak=leak, seconds=seconds), _describe_codes(codes)),
+        facts=(*_list_facts(plan, leak=leak, seconds=seconds), _describe_codes(codes)),
         utility=Utility(
             task=f"Whether a tweet is positive or negative: tuned on {plan.training:,} tweets, asked about "
             f"{plan.queries:,} others; tokens at eta = {plan.eta:g}, or codes at epsilon = {plan.epsilon:g} a tweet.",
@@ -131,7 +131,7 @@ def write_demo_report(
     )
 
 
-def _facts(plan: DemoPlan, *, leak: LeakCheck, seconds: float) -> tuple[Fact, ...]:
+def _list_facts(plan: DemoPlan, *, leak: LeakCheck, seconds: float) -> tuple[Fact, ...]:
     # Kilobytes on Linux.
     here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     service = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6

@@ -92,14 +92,14 @@ class ServiceProcess:
             ServiceError: It said something else.
         """
         assert self._process.stdout is not None
-        line = _first_line(self._process.stdout)
+        line = _read_first_line(self._process.stdout)
         try:
             return str(json.loads(line)["url"])
         except (ValueError, KeyError, TypeError):
             raise ServiceError(f"the service must print its address first, and did not; see {LOG}") from None
 
 
-def _first_line(stream: IO[bytes]) -> bytes:
+def _read_first_line(stream: IO[bytes]) -> bytes:
     ready, _, _ = select.select([stream], [], [], _PATIENCE)
     line = stream.readline() if ready else b""
     if not line:

@@ -88,9 +88,9 @@ def soft_embeddings(
     own = vocabulary.embeddings.astype(np.float32)
     channel = find_closed_channel(mechanism)
     if channel is None:
-        mass, sums = _drawn(own, mechanism, prior=prior, rng=rng, draws=draws)
+        mass, sums = _draw_embeddings(own, mechanism, prior=prior, rng=rng, draws=draws)
     else:
-        mass, sums = _summed(own, channel, vocabulary.eligible, prior=prior)
+        mass, sums = _sum_embeddings(own, channel, vocabulary.eligible, prior=prior)
     reached = mass > 0
     table = own.copy()
     table[reached] = (sums[reached] / mass[reached, None]).astype(np.float32)
@@ -130,7 +130,7 @@ def average_settings(settings: Sequence[SoftEmbeddings]) -> NDArray[np.float32]:
     return table
 
 
-def _drawn(
+def _draw_embeddings(
     own: NDArray[np.float32],
     mechanism: Mechanism,
     *,
@@ -157,7 +157,7 @@ def _drawn(
     return seen + reached, sums + own * reached[:, None]
 
 
-def _summed(
+def _sum_embeddings(
     own: NDArray[np.float32],
     log_probabilities: Callable[[NDArray[np.int64]], NDArray[np.float64]],
     eligible: NDArray[np.int64],

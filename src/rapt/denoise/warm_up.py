@@ -179,7 +179,7 @@ def save_denoised(
     source = find_model_folder(plan.model)
     trained = student.encoder.state_dict()
     weights = {
-        name: _replaced(name, tensor, trained, layers=student.layers)
+        name: _replace_tensor(name, tensor, trained, layers=student.layers)
         for name, tensor in load_file(source / _WEIGHTS).items()
     }
     card: dict[str, Any] = {
@@ -197,11 +197,11 @@ def save_denoised(
     files[_WEIGHTS] = save_tensors(weights, metadata={"format": "pt"})
     if student.soft_embeddings is not None:
         files[SOFT_EMBEDDINGS] = soft_embeddings_file(student.soft_embeddings)
-    files[CARD] = _card_file(card)
+    files[CARD] = _make_card_file(card)
     _write(folder, files, vocabulary_hash=student.teacher.bundle.hash)
 
 
-def _card_file(card: Mapping[str, Any]) -> bytes:
+def _make_card_file(card: Mapping[str, Any]) -> bytes:
     return json.dumps(card, indent=1, allow_nan=False).encode() + b"\n"
 
 
@@ -215,7 +215,7 @@ def _write(folder: Path, files: Mapping[str, bytes], *, vocabulary_hash: str) ->
     check_hash(read_model_bundle(folder, model=folder.name), expected=vocabulary_hash)
 
 
-def _replaced(name: str, tensor: Tensor, trained: Mapping[str, Tensor], *, layers: Architecture) -> Tensor:
+def _replace_tensor(name: str, tensor: Tensor, trained: Mapping[str, Tensor], *, layers: Architecture) -> Tensor:
     """The trained tensor of that name in a checkpoint, or the tensor as it was: of a head, or of the embeddings."""
     inner = name.removeprefix(layers.prefix)
     for old, new in _OLD_NAMES:
@@ -346,7 +346,7 @@ def warm_up(
     ]
     # The same noise before and after, so the two differ by the student alone.
     queries = [privatize(mechanism, texts.held_out, rng=rng) for mechanism in noise]
-    before = [_explained(student, texts.held_out, query) for query in queries]
+    before = [_measure_explained(student, texts.held_out, query) for query in queries]
     if plan.soft_embeddings:
         prior = count_word_prior(texts.training, vocabulary=vocabulary)
         settings = [
@@ -367,13 +367,13 @@ def warm_up(
     batches = draw_batches(texts.training, size=plan.batch_size, steps=steps, rng=rng)
     for losses in trainer.follow(batches, descend, rate=lambda step: scale_rate(step, steps, rise=RISE)):
         on_step(trainer.steps, steps, losses)
-    after = [_explained(student, texts.held_out, query) for query in queries]
+    after = [_measure_explained(student, texts.held_out, query) for query in queries]
     return tuple(
         Explained(eta=eta, before=first, after=last) for eta, first, last in zip(plan.etas, before, after, strict=True)
     )
 
 
 @torch.no_grad()
-def _explained(student: Student, clear: Tokens, noisy: Tokens) -> float:
+def _measure_explained(student: Student, clear: Tokens, noisy: Tokens) -> float:
     agreement = student.measure_agreement(clear, noisy)
     return 1.0 - agreement.text.item()

@@ -37,8 +37,8 @@ class Answers:
             value = parse_json(content, what="an answer")
         except WireError:
             return content
-        for place, name in _texts_of(value):
-            restorer = self._restorer()
+        for place, name in _iterate_texts(value):
+            restorer = self._make_restorer()
             place[name] = restorer.restore(place[name])
         return json.dumps(value, ensure_ascii=False).encode()
 
@@ -85,10 +85,10 @@ class Answers:
                 continue
             index = choice.get("index")
             index = index if isinstance(index, int) else 0
-            for place, name in _texts_of_choice(choice):
+            for place, name in _iterate_texts_of_choice(choice):
                 if index not in open_choices and len(open_choices) == _MOST_CHOICES:
                     raise ServiceError(f"an answer of the service must have at most {_MOST_CHOICES:,} choices at once")
-                restorer = open_choices[index][0] if index in open_choices else self._restorer()
+                restorer = open_choices[index][0] if index in open_choices else self._make_restorer()
                 open_choices[index] = restorer, {**value, "choices": [deepcopy(choice)]}
                 place[name] = restorer.feed(place[name])
             if choice.get("finish_reason") is not None and index in open_choices:
@@ -96,22 +96,22 @@ class Answers:
                 _append(choice, restorer.finish())
         yield b"data: " + json.dumps(value, ensure_ascii=False).encode()
 
-    def _restorer(self) -> PseudonymRestorer:
+    def _make_restorer(self) -> PseudonymRestorer:
         assert self._policy is not None
         found = self._policy.restorer()
         assert found is not None
         return found
 
 
-def _texts_of(value: Any) -> Iterator[tuple[dict[str, Any], str]]:
+def _iterate_texts(value: Any) -> Iterator[tuple[dict[str, Any], str]]:
     """The places of texts in an answer: an object, and the name of its field."""
     choices = value.get("choices") if isinstance(value, dict) else None
     for choice in choices if isinstance(choices, list) else []:
         if isinstance(choice, dict):
-            yield from _texts_of_choice(choice)
+            yield from _iterate_texts_of_choice(choice)
 
 
-def _texts_of_choice(choice: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+def _iterate_texts_of_choice(choice: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
     if isinstance(choice.get("text"), str):
         yield choice, "text"
     for name in ("message", "delta"):
@@ -124,7 +124,7 @@ def _append(choice: dict[str, Any], rest: str) -> None:
     """Put the rest of a text behind that of the choice, which may have none of its own."""
     if not rest:
         return
-    for place, name in _texts_of_choice(choice):
+    for place, name in _iterate_texts_of_choice(choice):
         place[name] += rest
         return
     if isinstance(choice.get("delta"), dict):
@@ -137,7 +137,7 @@ def _finish_all(open_choices: dict[int, tuple[PseudonymRestorer, Any]]) -> Itera
     """An event with the rest of each text whose end no event has said."""
     for restorer, frame in open_choices.values():
         if rest := restorer.finish():
-            for place, name in _texts_of(frame):
+            for place, name in _iterate_texts(frame):
                 place[name] = rest
             yield b"data: " + json.dumps(frame, ensure_ascii=False).encode()
     open_choices.clear()

@@ -190,7 +190,7 @@ class Asking:
         if last.role != "user" or all(is_public for is_public, _ in last.parts):
             refuse("the last of the messages must be the user's, with a text that is privatized", "messages")
         private = [text for message in messages for is_public, text in message.parts if not is_public]
-        setting = self._setting(model.plain_tokens)
+        setting = self._make_setting(model.plain_tokens)
         records = await self._release(private, setting, param="messages")
         sealed = [seal([record], setting) for record in records]
         ids = iter([query["records"][0].pop("token_ids") for query in sealed])
@@ -229,7 +229,7 @@ class Asking:
             Others: The reasons of `Models.find` and `Releases.release`.
         """
         model = await self._models.find(given)
-        setting = self._setting(model.plain_tokens)
+        setting = self._make_setting(model.plain_tokens)
         return model, seal(await self._release(texts, setting, param=param), setting)
 
     async def ask(self, path: str, body: Mapping[str, Any]) -> Response:
@@ -247,7 +247,7 @@ class Asking:
             error.param = param
             raise
 
-    def _setting(self, plain_tokens: int) -> ChunkSetting:
+    def _make_setting(self, plain_tokens: int) -> ChunkSetting:
         if plain_tokens not in self._settings:
             privatizer = self._releases.privatizer
             plan = NO_PLAIN_TOKENS

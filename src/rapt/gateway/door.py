@@ -78,7 +78,7 @@ class Door:
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return
-        refusal = self._refusal(Headers(scope=scope), scope)
+        refusal = self._find_refusal(Headers(scope=scope), scope)
         if refusal is not None:
             await refusal(scope, receive, send)
             return
@@ -90,7 +90,7 @@ class Door:
         finally:
             self._in_flight -= 1
 
-    def _refusal(self, headers: Headers, scope: Scope) -> Response | None:
+    def _find_refusal(self, headers: Headers, scope: Scope) -> Response | None:
         if not is_asked_from_here(headers, scheme=scope["scheme"]):
             return answer_error(
                 ForbiddenError(

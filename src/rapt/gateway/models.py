@@ -59,12 +59,12 @@ class ModelNames:
             NotFoundError: There is no such model.
         """
         if isinstance(given, str):
-            base = _base_of(given)
+            base = _find_base(given)
             if base not in self._listed:
                 await self._list(since=time.monotonic())
             if base in self._listed:
                 return given
-        raise _unknown()
+        raise _make_unknown_error()
 
     def forget(self, name: str) -> None:
         """Ask the service about a model anew: it may be gone."""
@@ -120,7 +120,7 @@ class Models(ModelNames):
                 answer = await self._upstream.ask("GET", f"/v1/models/{quote_part(name)}")
                 if not answer.is_success:
                     self.forget(name)
-                    raise _unknown() if answer.status == NotFoundError.status else RefusedByService(answer)
+                    raise _make_unknown_error() if answer.status == NotFoundError.status else RefusedByService(answer)
                 found = read_answer(read_model_info, answer.read_object())
             if found.vocabulary_hash != self._hash:
                 mismatch = VocabularyError(
@@ -149,7 +149,7 @@ class RefusedByService(Exception):
         self.response = pass_answer(answer)
 
 
-def _base_of(name: str) -> str:
+def _find_base(name: str) -> str:
     checkpoint = _CHECKPOINT.fullmatch(name)
     return checkpoint[1] if checkpoint else name
 
@@ -159,7 +159,7 @@ def _read_named(value: Mapping[str, Any]) -> Mapping[str, Any]:
     return value
 
 
-def _unknown() -> NotFoundError:
+def _make_unknown_error() -> NotFoundError:
     error = NotFoundError("the model must be one of the service's; list them to see their names")
     error.param = "model"
     return error

@@ -113,7 +113,7 @@ class Upstream:
             UnavailableError: There was no answer.
             ServiceError: The answer was too long.
         """
-        request = self._request(method, path, json, params, file, key)
+        request = self._make_request(method, path, json, params, file, key)
         # What makes an object twice when it comes twice; to ask a model again costs time alone.
         repeatable = method == "GET" or key is not None or path in _ASKING
         async with self._places:
@@ -124,7 +124,7 @@ class Upstream:
                 finally:
                     await response.aclose()
             except NO_ANSWER as error:
-                raise _no_answer(error) from None
+                raise _make_no_answer_error(error) from None
 
     async def pass_on(self, method: str, path: str, **asked: Any) -> Response:
         """Send a request as `ask` does, and return the answer for the program."""
@@ -137,12 +137,12 @@ class Upstream:
         async with AsyncExitStack() as held:
             await held.enter_async_context(self._places)
             try:
-                response = await self._send(self._request("POST", path, json, None, None, None), repeatable=True)
+                response = await self._send(self._make_request("POST", path, json, None, None, None), repeatable=True)
                 held.push_async_callback(response.aclose)
                 if not response.is_success:
                     return pass_answer(Answer(response.status_code, response.headers, await _read(response)))
             except NO_ANSWER as error:
-                raise _no_answer(error) from None
+                raise _make_no_answer_error(error) from None
             return _Events(response, held.pop_all(), change)
 
     async def _send(self, request: httpx2.Request, *, repeatable: bool) -> httpx2.Response:
@@ -162,7 +162,7 @@ class Upstream:
             await asyncio.sleep(pause)
         return await self._http.send(request, stream=True)
 
-    def _request(
+    def _make_request(
         self,
         method: str,
         path: str,
@@ -203,7 +203,7 @@ class _Events(StreamingResponse):
             async for chunk in self._change(self._response.aiter_raw()):
                 yield chunk
         except (*NO_ANSWER, ServiceError) as error:
-            known = error if isinstance(error, ServiceError) else _no_answer(error)
+            known = error if isinstance(error, ServiceError) else _make_no_answer_error(error)
             yield b"data: " + bytes(answer_error(known).body) + b"\n\ndata: [DONE]\n\n"
 
 
@@ -243,7 +243,7 @@ async def _read(response: httpx2.Response) -> bytes:
     return bytes(content)
 
 
-def _no_answer(error: Exception) -> UnavailableError:
+def _make_no_answer_error(error: Exception) -> UnavailableError:
     return UnavailableError(f"the service must be reachable, got {type(error).__name__}; is it running at its URL?")
 
 

@@ -337,23 +337,23 @@ def draw_calibration(found: Calibration) -> str:
             title="Shares",
             across=across,
             up="share of tokens, %",
-            lines=_shares(found),
+            lines=_make_share_lines(found),
             level=level,
             top=100.0,
             mark=found.eta,
         )
     ]
-    if epsilons := _epsilons(found.curve):
+    if epsilons := _make_epsilon_lines(found.curve):
         figures.append(Figure(title="ε", across=across, up="ε, nats", lines=epsilons, mark=found.eta))
     return draw_picture(
         figures,
         title=f"What η does on {found.model}, mechanism {found.mechanism}",
         subtitle=f"shares over {found.weighting}",
-        description=_description(found),
+        description=_describe_search(found),
     )
 
 
-def _shares(found: Calibration) -> tuple[Line, ...]:
+def _make_share_lines(found: Calibration) -> tuple[Line, ...]:
     curve = found.curve
     lines = [
         Line(
@@ -375,7 +375,7 @@ def _shares(found: Calibration) -> tuple[Line, ...]:
     return tuple(lines)
 
 
-def _epsilons(curve: Sequence[CurvePoint]) -> tuple[Line, ...]:
+def _make_epsilon_lines(curve: Sequence[CurvePoint]) -> tuple[Line, ...]:
     delta = write_scientific(1e-5)
     columns = [
         ("nearest neighbour, pure", "first dashed", [point.epsilon_neighbour for point in curve]),
@@ -394,7 +394,7 @@ def _epsilons(curve: Sequence[CurvePoint]) -> tuple[Line, ...]:
     )
 
 
-def _description(found: Calibration) -> str:
+def _describe_search(found: Calibration) -> str:
     first, last = found.curve[0], found.curve[-1]
     return (
         f"From η = {first.eta:.4g} to {last.eta:.4g} the share of unchanged tokens rises from "

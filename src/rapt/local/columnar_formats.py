@@ -35,7 +35,7 @@ def read_parquet(path: Path, columns: Columns, found: Findings) -> Generator[Row
         CorpusError: Reasons of `read_corpus`; also for shards of several splits, or of which one is missing.
         UsageError: There is no pyarrow.
     """
-    arrow = _pyarrow()
+    arrow = _import_pyarrow()
     parquet = import_module("pyarrow.parquet")
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise CorpusError("a parquet corpus must be a regular file, or a folder of them; write it to one first")
@@ -46,15 +46,15 @@ def read_parquet(path: Path, columns: Columns, found: Findings) -> Generator[Row
         for shard in shards:
             with parquet.ParquetFile(shard) as file:
                 _check_columns(arrow, file.schema_arrow, columns)
-                found.class_names = _class_names(file.schema_arrow, columns, described=None)
+                found.class_names = _read_class_names(file.schema_arrow, columns, described=None)
                 if position and found.class_names != names:
                     raise CorpusError("the shards of a parquet corpus must declare the same classes; write them anew")
                 names = found.class_names
                 cells = file.iter_batches(batch_size=_BATCH_ROWS, columns=list(columns.wanted))
-                yield from _rows(_counted(cells, found.reading), columns, found, first=position)
+                yield from _iterate_rows(_iterate_counted(cells, found.reading), columns, found, first=position)
                 position += file.metadata.num_rows
     except OSError as error:
-        raise _unreadable(error, damaged=_DAMAGED_PARQUET) from None
+        raise _make_unreadable_error(error, damaged=_DAMAGED_PARQUET) from None
     except arrow.ArrowException:
         raise CorpusError(_DAMAGED_PARQUET) from None
 
@@ -82,30 +82,30 @@ def find_shards(folder: Path) -> list[Path]:
 
 def read_dataset(folder: Path, columns: Columns, found: Findings) -> Generator[Row | None, None, None]:
     """The records of one split, as `datasets.Dataset.save_to_disk` writes it; raises as `read_parquet`."""
-    arrow = _pyarrow()
+    arrow = _import_pyarrow()
     ipc = import_module("pyarrow.ipc")
     position, before = 0, 0
-    names = _arrow_files(folder)
-    described = _described(folder)
+    names = _list_arrow_files(folder)
+    described = _read_description(folder)
     found.reading.total = sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
     for name in names:
         try:
             with arrow.memory_map(str(folder / name)) as source, ipc.open_stream(source) as batches:
                 _check_columns(arrow, batches.schema, columns)
-                found.class_names = _class_names(batches.schema, columns, described=described)
+                found.class_names = _read_class_names(batches.schema, columns, described=described)
                 for batch in batches:
                     found.reading.done = before + source.tell()
                     slices = (batch.slice(start, _BATCH_ROWS) for start in range(0, batch.num_rows, _BATCH_ROWS))
-                    yield from _rows(slices, columns, found, first=position)
+                    yield from _iterate_rows(slices, columns, found, first=position)
                     position += batch.num_rows
                 before += source.size()
         except OSError as error:
-            raise _unreadable(error, damaged=_DAMAGED_DATASET) from None
+            raise _make_unreadable_error(error, damaged=_DAMAGED_DATASET) from None
         except arrow.ArrowException:
             raise CorpusError(_DAMAGED_DATASET) from None
 
 
-def _pyarrow() -> Any:
+def _import_pyarrow() -> Any:
     try:
         return import_module("pyarrow")
     except ImportError:
@@ -114,7 +114,7 @@ def _pyarrow() -> Any:
         ) from None
 
 
-def _unreadable(error: OSError, *, damaged: str) -> CorpusError:
+def _make_unreadable_error(error: OSError, *, damaged: str) -> CorpusError:
     """Return the system's own words; pyarrow raises the same kind, without a number, for damaged pages."""
     if error.errno is None:
         return CorpusError(damaged)
@@ -139,7 +139,7 @@ def _check_columns(arrow: Any, schema: Any, columns: Columns) -> None:
             raise CorpusError(f"column {column!r} must hold {what}, got another type; name the right column")
 
 
-def _class_names(schema: Any, columns: Columns, *, described: Any) -> tuple[str, ...] | None:
+def _read_class_names(schema: Any, columns: Columns, *, described: Any) -> tuple[str, ...] | None:
     """The names that the `datasets` library keeps of a `ClassLabel`: in the schema, or in a file beside it."""
     if columns.label is None:
         return None
@@ -155,14 +155,14 @@ def _class_names(schema: Any, columns: Columns, *, described: Any) -> tuple[str,
     return tuple(names) if len(set(names)) == len(names) else None
 
 
-def _described(folder: Path) -> Any:
+def _read_description(folder: Path) -> Any:
     try:
         return json.loads((folder / "dataset_info.json").read_bytes())
     except (OSError, ValueError):
         return None
 
 
-def _rows(batches: Iterator[Any], columns: Columns, found: Findings, *, first: int) -> Iterator[Row | None]:
+def _iterate_rows(batches: Iterator[Any], columns: Columns, found: Findings, *, first: int) -> Iterator[Row | None]:
     position = first
     for batch in batches:
         try:
@@ -177,18 +177,18 @@ def _rows(batches: Iterator[Any], columns: Columns, found: Findings, *, first: i
                 found.skipped += 1
                 position += 1
                 continue
-            yield _row(name_record(position), cells, columns, found)
+            yield _make_row(name_record(position), cells, columns, found)
             position += 1
 
 
-def _row(place: str, cells: tuple[Any, ...], columns: Columns, found: Findings) -> Row | None:
+def _make_row(place: str, cells: tuple[Any, ...], columns: Columns, found: Findings) -> Row | None:
     texts = cells[: len(columns.texts)]
     for text, column in zip(texts, columns.texts, strict=True):
         if text is None:
             found.fault(place, f"have a text in {column!r}, got null; remove it")
             return None
     if columns.label is None:
-        return Row(place, texts, None, tuple(map(_plain, cells[len(columns.texts) :])))
+        return Row(place, texts, None, tuple(map(_make_plain, cells[len(columns.texts) :])))
     label = cells[-1]
     if label is None:
         found.fault(place, f"have a label in {columns.label!r}, got null; label it or remove it")
@@ -202,20 +202,20 @@ def _row(place: str, cells: tuple[Any, ...], columns: Columns, found: Findings) 
     return None if name is None else Row(place, texts, name)
 
 
-def _plain(value: Any) -> Any:
+def _make_plain(value: Any) -> Any:
     """A value that JSON can have: what it has not, such as a date, as its text."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, (str, int)) else str(value)
 
 
-def _counted(batches: Iterator[Any], reading: Reading) -> Iterator[Any]:
+def _iterate_counted(batches: Iterator[Any], reading: Reading) -> Iterator[Any]:
     for batch in batches:
         reading.done += batch.num_rows
         yield batch
 
 
-def _arrow_files(folder: Path) -> list[str]:
+def _list_arrow_files(folder: Path) -> list[str]:
     """The names of the folder's data files in order, from the state that `datasets` saves beside them."""
     if (folder / "dataset_dict.json").is_file():
         raise CorpusError("a dataset folder must be one split; give the folder of train, or of another split")

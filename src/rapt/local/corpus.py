@@ -288,7 +288,7 @@ def privatize_corpus(
         found = replace(check.found, reading=Reading() if reading is None else reading, collects=False, skipped=0)
         rows = opened.enter_context(closing(read_rows(source, columns, file_format=kind, found=found)))
         read = join_rows(rows) if joined else rows
-        texts = _indexed(read, None if names is None else index, parts=parts)
+        texts = _index_labels(read, None if names is None else index, parts=parts)
         setting = ChunkSetting(privatizer, response, manifest)
         done, tokens = skip_kept(writer.kept(), texts, setting=setting, ledger=account)
         if done > 0:  # with a seed, the noise of the first records must not come again
@@ -350,7 +350,7 @@ def _privatize_apart(
             yield records
 
 
-def _indexed(
+def _index_labels(
     rows: Iterator[Row | None], index: Mapping[str, int] | None, *, parts: Sequence[Part]
 ) -> Iterator[SourceItem]:
     """Each text with the others of its record and the index of its label; None where no labels are sent."""
@@ -434,11 +434,11 @@ def skip_kept(
     while found := list(islice(kept, _CHUNK)):
         items = list(islice(source, len(found)))
         if len(items) < len(found):
-            raise _another_source(records + len(items))
+            raise _make_source_error(records + len(items))
         if labelled and setting.response is None:
             for position, (record, item) in enumerate(zip(found, items, strict=True), records):
                 if record.label != item.label:
-                    raise _another_source(position)
+                    raise _make_source_error(position)
         (chunk,) = cut_into_chunks(iter(items), first_position=records, labelled=False, size=len(items))
         texts = chunk.privatized_texts
         if (public := chunk.others.get("public_target")) is not None:
@@ -461,7 +461,7 @@ def _check_lengths(
     counts = privatizer.token_counts(texts, first_position=first)
     for position, (own, count) in enumerate(zip(written, counts, strict=True), first):
         if len(own) != count:
-            raise _another_source(position)
+            raise _make_source_error(position)
     return sum(counts)
 
 
@@ -476,7 +476,7 @@ def _check_accounted(
             )
 
 
-def _another_source(position: int) -> CorpusError:
+def _make_source_error(position: int) -> CorpusError:
     return CorpusError(
         f"the source must be the one that the unfinished output was begun with, got another text as "
         f"{name_record(position)}; name that source, or remove the .partial file to begin again"

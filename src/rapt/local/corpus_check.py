@@ -225,7 +225,7 @@ def check_rows(
                 counts[row.label] = counts.get(row.label, 0) + 1
                 large = len(row.label) > _LONGEST_LABEL or len(counts) > _MOST_LABELS
                 if large and labels is None and not public_labels:
-                    raise _too_large(row.place, public_labels)
+                    raise _make_too_large_error(row.place, public_labels)
             new, new_unknown = _check_texts(present, parts, privatizer, found, runs, all_tokens)
             records, tokens, unknown = records + len(chunk), tokens + new, unknown + new_unknown
             if not found.faults:
@@ -244,7 +244,7 @@ def check_rows(
             )
         labels = found.class_names or sort_names(counts)
         if not public_labels and (len(labels) > _MOST_LABELS or max(map(len, labels)) > _LONGEST_LABEL):
-            raise _too_large("the declaration of the dataset", public_labels)
+            raise _make_too_large_error("the declaration of the dataset", public_labels)
     return CorpusCheck(
         records=records,
         tokens=tokens,
@@ -265,7 +265,7 @@ def sort_names(names: Iterator[str] | dict[str, int]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _too_large(where: str, public_labels: bool | None) -> CorpusError:
+def _make_too_large_error(where: str, public_labels: bool | None) -> CorpusError:
     return CorpusError(
         f"labels must be at most {_MOST_LABELS} names of at most {_LONGEST_LABEL} characters, got more by {where}; "
         f"they leave in clear: {_name_ways_out(public_labels)}"
@@ -289,7 +289,9 @@ def _check_texts(
     """Note texts that cannot be privatized, count runs and tokens; returns how many tokens, and unknown ones."""
     bare = privatizer.with_plain_tokens(NO_PLAIN_TOKENS)
     # Plain tokens stand before the first text only.
-    columns = [_contents(rows, place, privatizer if place == 0 else bare, found) for place in range(1 + len(parts))]
+    columns = [
+        _tokenize_contents(rows, place, privatizer if place == 0 else bare, found) for place in range(1 + len(parts))
+    ]
     privatized = [
         columns[0],
         *(column for part, column in zip(parts, columns[1:], strict=True) if part != "public_target"),
@@ -308,7 +310,7 @@ def _check_texts(
     return tokens, 0 if unknown is None else sum(content.count(unknown) for column in privatized for content in column)
 
 
-def _contents(rows: Sequence[Row], place: int, privatizer: TextPrivatizer, found: Findings) -> list[list[int]]:
+def _tokenize_contents(rows: Sequence[Row], place: int, privatizer: TextPrivatizer, found: Findings) -> list[list[int]]:
     """The content tokens of one text of each row; none where that is a fault."""
     texts = [row.texts[place] for row in rows]
     try:
@@ -317,7 +319,7 @@ def _contents(rows: Sequence[Row], place: int, privatizer: TextPrivatizer, found
         pass  # one of them is at fault: which ones, and why, is found one by one
     except VocabularyError:
         if len(rows) > 1:
-            return [_contents([row], place, privatizer, found)[0] for row in rows]
+            return [_tokenize_contents([row], place, privatizer, found)[0] for row in rows]
         raise
     contents: list[list[int]] = []
     for row, text in zip(rows, texts, strict=True):

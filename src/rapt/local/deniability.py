@@ -206,20 +206,20 @@ def measure_deniability(
     count = len(vocabulary.eligible)
     places = np.sort(rng.choice(count, size=min(wanted, count), replace=False))
     if closed is None:
-        kept, sizes = _simulated(mechanism, vocabulary.eligible[places], draws=draws, outside=outside, rng=rng)
+        kept, sizes = _simulate(mechanism, vocabulary.eligible[places], draws=draws, outside=outside, rng=rng)
     else:
-        kept, sizes = _exact(closed, vocabulary.eligible, places, outside=outside)
+        kept, sizes = _compute_exactly(closed, vocabulary.eligible, places, outside=outside)
     return PlausibleDeniability(
         types=len(places),
         draws=draws if closed is None else 0,
         outside=outside,
-        unchanged=_spread(kept),
-        set_size=_spread(sizes),
+        unchanged=_summarize_spread(kept),
+        set_size=_summarize_spread(sizes),
         confidence=CONFIDENCE if closed is None else 1.0,
     )
 
 
-def _exact(
+def _compute_exactly(
     channel: Callable[[NDArray[np.int64]], NDArray[np.float64]],
     eligible: NDArray[np.int64],
     places: NDArray[np.int64],
@@ -239,7 +239,7 @@ def _exact(
     return kept, sizes
 
 
-def _simulated(
+def _simulate(
     mechanism: Mechanism, tokens: NDArray[np.int64], *, draws: int, outside: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """The share of draws that gave back the token, and the bound on S_w, (n,) each."""
@@ -262,6 +262,6 @@ def bound_set_size(counts: NDArray[np.int64], *, outside: float, confidence: flo
     return int((held + error < 1 - outside).sum()) + 1
 
 
-def _spread(values: NDArray[np.float64] | NDArray[np.int64]) -> Spread:
+def _summarize_spread(values: NDArray[np.float64] | NDArray[np.int64]) -> Spread:
     smallest, low, median, high, largest = (float(value) for value in np.quantile(values, [0, 0.05, 0.5, 0.95, 1]))
     return Spread(smallest=smallest, quantile_5=low, median=median, quantile_95=high, largest=largest)

@@ -88,9 +88,9 @@ class _Spread(NamedTuple):
 def _measure_spread(vocabulary: Vocabulary) -> _Spread:
     """Distances between any two tokens; see `TableDistances`."""
     table = vocabulary.embeddings[vocabulary.eligible]
-    pairs = _pair_distances(table, space_evenly(len(table), most=SAMPLED_PARTNERS))
+    pairs = _measure_pairs(table, space_evenly(len(table), most=SAMPLED_PARTNERS))
     # A row that may not be an output may be an input: that of the unknown token.
-    seen, bound = _largest(vocabulary.embeddings)
+    seen, bound = _bound_largest(vocabulary.embeddings)
     median = float(np.median(pairs)) if len(pairs) else 0.0
     return _Spread(len(pairs), median, max(seen, float(pairs.max(initial=0.0))), bound)
 
@@ -100,17 +100,17 @@ def measure_isolation(vocabulary: Vocabulary) -> NDArray[np.float64]:
     count = len(vocabulary.eligible)
     if count > _MOST_ROWS:
         rows = secure_stream().generator.choice(count, size=max(_MOST_PAIRS // count, 1), replace=False)
-        return _nearest_distances(vocabulary.embeddings[vocabulary.eligible], np.sort(rows))
-    return _isolation(vocabulary).copy()
+        return _measure_nearest(vocabulary.embeddings[vocabulary.eligible], np.sort(rows))
+    return _measure_isolation(vocabulary).copy()
 
 
 @keep_by_hash
-def _isolation(vocabulary: Vocabulary) -> NDArray[np.float64]:
+def _measure_isolation(vocabulary: Vocabulary) -> NDArray[np.float64]:
     count = len(vocabulary.eligible)
     path = find_cache_folder() / f"isolation-{vocabulary.hash.removeprefix('sha256:')}.npy"
     if count >= _LEAST_KEPT and (found := _read(path, count)) is not None:
         return found
-    found = _whole_isolation(vocabulary.embeddings[vocabulary.eligible])
+    found = _measure_whole_isolation(vocabulary.embeddings[vocabulary.eligible])
     if count >= _LEAST_KEPT:
         _keep(found, path)
     return found
@@ -135,7 +135,7 @@ def _keep(found: NDArray[np.float64], path: Path) -> None:
         return  # a cache that cannot be written costs time only
 
 
-def _whole_isolation(table: NDArray[np.float32]) -> NDArray[np.float64]:
+def _measure_whole_isolation(table: NDArray[np.float32]) -> NDArray[np.float64]:
     """Distance from each row to the nearest other one, (n,); each pair is looked at once."""
     count = len(table)
     if count < 2:
@@ -172,7 +172,7 @@ def space_evenly(count: int, *, most: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
 
 
-def _nearest_distances(table: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+def _measure_nearest(table: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Distance from each of `rows` to the nearest other row of the table, (n,)."""
     if len(table) < 2:
         return np.zeros(len(rows))
@@ -188,7 +188,7 @@ def _nearest_distances(table: NDArray[np.float32], rows: NDArray[np.int64]) -> N
     return found
 
 
-def _largest(table: NDArray[np.float32]) -> tuple[float, float]:
+def _bound_largest(table: NDArray[np.float32]) -> tuple[float, float]:
     """A distance that occurs, and one that none exceeds.
 
     Rows far from the centre are compared with all rows. Any two of the others lie in a ball around the centre, so
@@ -212,7 +212,7 @@ def _largest(table: NDArray[np.float32]) -> tuple[float, float]:
     return seen, max(seen, diameter) * 1.001
 
 
-def _pair_distances(table: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+def _measure_pairs(table: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Distances of all pairs of two different rows out of these, flat."""
     chosen = table[rows].astype(np.float64)
     lengths = np.square(chosen).sum(axis=1)

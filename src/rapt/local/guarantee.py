@@ -91,7 +91,7 @@ def state_privacy(
         UsageError: The two words of a pair have different numbers of tokens, or none.
     """
     setting = find_weakest(setting, policy) if policy else setting
-    promise = _promise(setting)
+    promise = _find_promise(setting)
     noise = None if promise.noise is None else promise.noise(setting, vocabulary.dimension)
     # η is measured in the metric of the mechanism, which may scale the rows of the table first.
     space = find_space(setting.name, vocabulary)
@@ -101,10 +101,12 @@ def state_privacy(
         return promise.loss(setting, distance=distance, dimension=vocabulary.dimension, step=step)
 
     lengths = TEXT_LENGTHS if file is None else tuple(sorted({file.median, file.longest}))
-    references = [(near, loss(near.distance)) for near in _references(distances)]
-    pairs = tuple(_bound(near.name, near.tokens, distance=near.distance, losses=[(one, 1)]) for near, one in references)
+    references = [(near, loss(near.distance)) for near in _list_references(distances)]
+    pairs = tuple(
+        _make_bound(near.name, near.tokens, distance=near.distance, losses=[(one, 1)]) for near, one in references
+    )
     texts = tuple(
-        _bound(
+        _make_bound(
             f"{near.name}_{length}",
             f"{length} token{'s' if length > 1 else ''}, {near.texts}",
             distance=near.distance * length,
@@ -118,7 +120,7 @@ def state_privacy(
         apart = measure_word_distances(space, pair, position=position)
         step = choose_loss_step(setting.eta * max(apart))
         losses = [(loss(distance, step=step), 1) for distance in apart]
-        named.append(_bound(f"words_{position}", " / ".join(pair), distance=math.fsum(apart), losses=losses))
+        named.append(_make_bound(f"words_{position}", " / ".join(pair), distance=math.fsum(apart), losses=losses))
     return PrivacyStatement(
         protects=(randomness is None or randomness.insecure_seed is None)
         and all(found is None or found.share < AS_GOOD_AS_TEXT for found in (unchanged, every_token)),
@@ -169,7 +171,7 @@ def state_privacy(
     )
 
 
-def _promise(setting: MechanismSetting) -> Promise:
+def _find_promise(setting: MechanismSetting) -> Promise:
     if setting.name not in MECHANISMS:
         proved = [name for name, kind in MECHANISMS.items() if kind.promise is not None]
         raise MechanismError(
@@ -200,7 +202,7 @@ class _Reference:
     distance: float
 
 
-def _references(distances: TableDistances) -> list[_Reference]:
+def _list_references(distances: TableDistances) -> list[_Reference]:
     return [
         _Reference(
             name="nearest",
@@ -218,7 +220,7 @@ def _references(distances: TableDistances) -> list[_Reference]:
     ]
 
 
-def _bound(name: str, meaning: str, *, distance: float, losses: Sequence[tuple[PrivacyLoss, int]]) -> Bound:
+def _make_bound(name: str, meaning: str, *, distance: float, losses: Sequence[tuple[PrivacyLoss, int]]) -> Bound:
     loss = compose(losses)
     return Bound(
         name=name,

@@ -99,15 +99,15 @@ def read_json(path: Path, columns: Columns, found: Findings) -> Generator[Row | 
 
 def _read_row(item: _Item, columns: Columns, found: Findings) -> Row | None:
     place, fields = item.place, item.fields
-    read = [_text(item, column, found, privatized=columns.privatized) for column in columns.texts]
+    read = [_read_text(item, column, found, privatized=columns.privatized) for column in columns.texts]
     texts = tuple(text for text in read if text is not None)
     if columns.label == _ROLE and item.message is not None:
         label = None if item.message[0] is None else found.label(place, item.message[0])
     else:
-        label = None if columns.label is None else _label(fields, columns.label, place, found)
+        label = None if columns.label is None else _read_label(fields, columns.label, place, found)
     if len(texts) < len(read) or (columns.label is not None and label is None):
         return None
-    return Row(place, texts, label, tuple(_plain(fields.once(column)[1]) for column in columns.kept))
+    return Row(place, texts, label, tuple(_make_plain(fields.once(column)[1]) for column in columns.kept))
 
 
 def _begins_with_an_array(path: Path) -> bool:
@@ -162,7 +162,7 @@ def _read_array(path: Path, found: Findings) -> Iterator[_Item | None]:
                 if isinstance(fields, _Pairs):
                     yield _Item(place, fields)
                 else:
-                    found.fault(place, f"be an object, got {_kind(fields)}; write the array anew")
+                    found.fault(place, f"be an object, got {_name_kind(fields)}; write the array anew")
                     yield None
                 if source.take(",]") == "]":
                     break
@@ -186,13 +186,13 @@ class _Buffer:
                 if self._text[self._at] not in _BLANK:
                     return self._text[self._at]
                 self._at += 1
-            if not self._more(_LETTERS_AT_ONCE):
+            if not self._read_more(_LETTERS_AT_ONCE):
                 return ""
 
     def take(self, known: str) -> str:
         """Return the next letter, which must be one of these."""
         if (letter := self.peek()) not in known or not letter:
-            raise _broken_array()
+            raise _make_array_error()
         self._at += 1
         return letter
 
@@ -210,22 +210,22 @@ class _Buffer:
                         "its text, because no backbone takes so many tokens"
                     ) from None
                 # Twice as much each time: a long value is then parsed from its start a few times and not for each part.
-                if isinstance(error, RecursionError) or not self._more(max(waiting, _LETTERS_AT_ONCE)):
-                    raise _broken_array(place) from None
+                if isinstance(error, RecursionError) or not self._read_more(max(waiting, _LETTERS_AT_ONCE)):
+                    raise _make_array_error(place) from None
             else:
-                if end == len(self._text) and self._more(_LETTERS_AT_ONCE):  # a number may go on
+                if end == len(self._text) and self._read_more(_LETTERS_AT_ONCE):  # a number may go on
                     continue
                 self._at = end
                 return value
 
-    def _more(self, size: int) -> bool:
+    def _read_more(self, size: int) -> bool:
         """Whether more letters came; what was read before is forgotten."""
         more = self._letters.read(size)
         self._text, self._at = self._text[self._at :] + more, 0
         return bool(more)
 
 
-def _broken_array(place: str = "the file") -> CorpusError:
+def _make_array_error(place: str = "the file") -> CorpusError:
     return CorpusError(
         f"{place} must be part of one array of JSON objects; the file is damaged, cut off or another kind"
     )
@@ -273,14 +273,14 @@ def _read_message(message: Any) -> tuple[Any, Any]:
     return role, text
 
 
-def _text(item: _Item, column: str, found: Findings, *, privatized: bool) -> str | None:
+def _read_text(item: _Item, column: str, found: Findings, *, privatized: bool) -> str | None:
     if item.message is not None:
         return str(item.message[1])
     fields, place = item.fields, item.place
     once, value = fields.once(column)
     field_, _, role = column.rpartition(".")
     if value is _NOTHING and field_ in _CHATS and isinstance(chat := fields.once(field_)[1], list):
-        return _text_of_role(chat, role, place, found)
+        return _read_text_of_role(chat, role, place, found)
     chat_field = next((name for name in _CHATS if isinstance(fields.once(name)[1], list)), None)
     if not once:
         found.fault(place, f"have the field {column!r} once, got it several times; write the line again")
@@ -292,11 +292,11 @@ def _text(item: _Item, column: str, found: Findings, *, privatized: bool) -> str
             ways += f", or {chat_field}.user as the text and {chat_field}.assistant as the target column"
         found.fault(place, f"have a text in {column!r}, got a chat in {chat_field!r}; {ways}")
     else:
-        found.fault(place, f"have a text in {column!r}, got {_kind(value)}; name the right field")
+        found.fault(place, f"have a text in {column!r}, got {_name_kind(value)}; name the right field")
     return None
 
 
-def _text_of_role(chat: list[Any], role: str, place: str, found: Findings) -> str | None:
+def _read_text_of_role(chat: list[Any], role: str, place: str, found: Findings) -> str | None:
     """The text of the one message of a role: of several, some would be left out unasked."""
     texts = [text for said, text in map(_read_message, chat) if said == role]
     if len(texts) == 1 and isinstance(texts[0], str):
@@ -306,23 +306,23 @@ def _text_of_role(chat: list[Any], role: str, place: str, found: Findings) -> st
     return None
 
 
-def _label(fields: _Pairs, column: str, place: str, found: Findings) -> str | None:
+def _read_label(fields: _Pairs, column: str, place: str, found: Findings) -> str | None:
     once, value = fields.once(column)
     if once and type(value) in (str, int):
         return found.label(place, str(value))
-    got = _kind(value) if once else "it several times"
+    got = _name_kind(value) if once else "it several times"
     found.fault(place, f"have a name or a whole number in {column!r}, got {got}; name the right field")
     return None
 
 
-def _plain(value: Any) -> Any:
+def _make_plain(value: Any) -> Any:
     """The value of a field that is handed back; None where there is none."""
     if isinstance(value, _Pairs):
-        return {name: _plain(item) for name, item in value}
+        return {name: _make_plain(item) for name, item in value}
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [_make_plain(item) for item in value]
     return None if value is _NOTHING or (isinstance(value, float) and not math.isfinite(value)) else value
 
 
-def _kind(value: object) -> str:
+def _name_kind(value: object) -> str:
     return _KINDS.get(type(value), "a number that is not whole" if isinstance(value, float) else "a text")

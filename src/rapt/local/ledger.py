@@ -101,18 +101,18 @@ class Ledger:
 
     def find(self, release_hashes: Sequence[bytes]) -> list[str | None]:
         """Find the latest release under each hash, as JSON, or None where there is none."""
-        with self._guarded():
-            return [self._latest(release_hash) for release_hash in release_hashes]
+        with self._guard():
+            return [self._read_latest(release_hash) for release_hash in release_hashes]
 
     def caps(self) -> Caps:
         """Return the caps in force."""
-        with self._guarded():
-            return self._caps()
+        with self._guard():
+            return self._read_caps()
 
     def head(self) -> tuple[int, str]:
         """Return the number of rows, and the digest of the last one, hex; empty for a ledger without rows."""
-        with self._guarded():
-            _, rows, digest = self._head()
+        with self._guard():
+            _, rows, digest = self._read_head()
             return rows, digest.hex()
 
     def set_caps(self, caps: Caps) -> None:
@@ -131,7 +131,7 @@ class Ledger:
             released=caps_to_json(caps),
             position=0,
         )
-        with self._transaction():
+        with self._open_transaction():
             self._append(row)
 
     def commit(self, releases: Sequence[Release], *, redraw: bool = False) -> list[str]:
@@ -150,10 +150,10 @@ class Ledger:
         """
         answers: list[str] = []
         tally = deepcopy(self.tally)
-        with self._transaction():
-            caps = self._caps()
+        with self._open_transaction():
+            caps = self._read_caps()
             for release in releases:
-                kind, known = release.kind, None if redraw else self._latest(release.release_hash)
+                kind, known = release.kind, None if redraw else self._read_latest(release.release_hash)
                 assert kind != "caps"
                 if known is None:
                     before = self._refuse_above(caps.of(kind), kind, release)
@@ -176,7 +176,7 @@ class Ledger:
         ]
         for limit, spent, asked, where in (
             (cap.on_text, on_text, release.on_text, "on one text"),
-            (cap.in_all, self._spent(kind), release.in_all, "in all"),
+            (cap.in_all, self._sum_spent(kind), release.in_all, "in all"),
         ):
             if limit is not None and asked > 0 and not spent + asked <= limit * _SLACK:
                 raise BudgetError(
@@ -188,7 +188,7 @@ class Ledger:
 
     def _append(self, release: Release) -> None:
         """Chain a row to the end. The caller holds the lock."""
-        ledger_id, rows, digest = self._head()
+        ledger_id, rows, digest = self._read_head()
         values = (
             rows + 1,
             datetime.now(UTC).isoformat(timespec="seconds"),
@@ -197,7 +197,7 @@ class Ledger:
             release.tokens,
             float(release.on_text),
             float(release.in_all),
-            self._spent(release.kind) + release.in_all,
+            self._sum_spent(release.kind) + release.in_all,
             release.text_hash,
             release.content_hash,
             release.release_hash,
@@ -226,7 +226,7 @@ class Ledger:
                 return True
         return False
 
-    def _head(self) -> tuple[str, int, bytes]:
+    def _read_head(self) -> tuple[str, int, bytes]:
         """Id of the ledger, number of its rows and digest of the last one, which must be what the ledger says."""
         ledger_id, rows, digest, check = read_identity(self._connection)
         last = self._connection.execute(
@@ -239,25 +239,25 @@ class Ledger:
             )
         return ledger_id, rows, digest
 
-    def _latest(self, release_hash: bytes) -> str | None:
+    def _read_latest(self, release_hash: bytes) -> str | None:
         row = self._connection.execute(
             "SELECT released FROM entries WHERE release_hash = ? ORDER BY sequence DESC LIMIT 1", (release_hash,)
         ).fetchone()
         return None if row is None else str(row[0])
 
-    def _spent(self, kind: str) -> float:
+    def _sum_spent(self, kind: str) -> float:
         row = self._connection.execute(
             "SELECT total FROM entries WHERE kind = ? ORDER BY sequence DESC LIMIT 1", (kind,)
         ).fetchone()
         return 0.0 if row is None else float(row[0])
 
-    def _caps(self) -> Caps:
-        stated = self._latest(CAP_HASH)
+    def _read_caps(self) -> Caps:
+        stated = self._read_latest(CAP_HASH)
         return Caps() if stated is None else caps_from_json(stated)
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._guarded():
+    def _open_transaction(self) -> Iterator[None]:
+        with self._guard():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -268,7 +268,7 @@ class Ledger:
                 raise
 
     @contextmanager
-    def _guarded(self) -> Iterator[None]:
+    def _guard(self) -> Iterator[None]:
         if self._process != os.getpid():
             raise UsageError("a ledger must be used in the process that opened it; open it again in each worker")
         with translate_sqlite_errors():

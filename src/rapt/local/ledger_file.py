@@ -289,7 +289,7 @@ def translate_sqlite_errors() -> Iterator[None]:
                 "a ledger must have room to grow, but the disk is full; free space: nothing was lost"
             ) from None
         if "decode" in text:  # the message quotes the bytes
-            raise _damaged_row() from None
+            raise _make_damaged_row_error() from None
         if "no such" in text:  # a table or a column of an earlier form
             raise LedgerError(f"a ledger must be of schema {SCHEMA!r}; upgrade rapt, or use another ledger") from None
         raise LedgerError("a ledger must be readable and writable; check the path and its permissions") from None
@@ -299,14 +299,14 @@ def translate_sqlite_errors() -> Iterator[None]:
         OverflowError,
         RecursionError,
     ):  # all that a cell of another kind makes of its reader
-        raise _damaged_row() from None
+        raise _make_damaged_row_error() from None
     except sqlite3.DatabaseError:
         raise LedgerError(
             "a ledger must be a file that rapt wrote, got another or a damaged one; name another"
         ) from None
 
 
-def _damaged_row() -> LedgerError:
+def _make_damaged_row_error() -> LedgerError:
     return LedgerError("a row of the ledger is damaged; see `rapt ledger verify`, or restore it from a backup")
 
 
@@ -323,7 +323,7 @@ def _prepare(connection: sqlite3.Connection, path: Path, *, key: KeyPlace) -> Le
             refuse_receipts(path)
         if not is_ledger(connection):
             secret, made = make_key(key), True
-            for statement in _statements(TABLES):
+            for statement in _iterate_statements(TABLES):
                 connection.execute(statement)
             ledger_id = secrets.token_hex(16)
             connection.execute(
@@ -363,7 +363,7 @@ def is_ledger(connection: sqlite3.Connection) -> bool:
     return bool(connection.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID)
 
 
-def _statements(script: str) -> Iterator[str]:
+def _iterate_statements(script: str) -> Iterator[str]:
     statement = ""
     for line in script.splitlines():
         statement += line + "\n"

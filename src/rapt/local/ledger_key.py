@@ -197,7 +197,7 @@ def make_key(place: KeyPlace, *, owner: KeyOwner = LEDGER) -> LedgerKey:
     refuse_old_key(place, owner=owner)
     secret = secrets.token_bytes(_BYTES)
     if isinstance(place, KeyringEntry):
-        with _keyring(owner) as backend:
+        with _open_keyring(owner) as backend:
             backend.set_password(SERVICE, str(place.name), secret.hex())
         if _ask_keyring(place, owner) != secret.hex():
             raise LedgerError(f"the keyring must keep the key of {owner.name}, got another back; name a file instead")
@@ -224,7 +224,7 @@ def remove_key(place: KeyPlace) -> None:
     if isinstance(place, Path):
         place.unlink(missing_ok=True)
         return
-    with _keyring() as backend:
+    with _open_keyring() as backend:
         backend.delete_password(SERVICE, str(place.name))
 
 
@@ -268,17 +268,17 @@ def _read_file(path: Path, owner: KeyOwner) -> str:
 
 def check_keyring() -> None:
     """Refuse a machine without a keyring that keeps secrets (`LedgerError`)."""
-    with _keyring():
+    with _open_keyring():
         pass
 
 
 def _ask_keyring(entry: KeyringEntry, owner: KeyOwner) -> str | None:
-    with _keyring(owner) as backend:
+    with _open_keyring(owner) as backend:
         return backend.get_password(SERVICE, str(entry.name))
 
 
 @contextmanager
-def _keyring(owner: KeyOwner = LEDGER) -> Iterator[KeyringBackend]:
+def _open_keyring(owner: KeyOwner = LEDGER) -> Iterator[KeyringBackend]:
     """The keyring of this machine. Its errors become ours without their text, which may quote what it was given.
 
     Raises:

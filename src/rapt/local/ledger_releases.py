@@ -145,7 +145,7 @@ def plan_releases(ledger: Ledger, chunk: Chunk, setting: ChunkSetting, *, redraw
                 release_hash=name,
                 tokens=len(content),
                 runs=() if found is not None else key.run_hashes(content, vocabulary_hash=vocabulary),
-                stored=None if found is None else _ids(found),
+                stored=None if found is None else _parse_ids(found),
             )
             for text, content, content_hash, name, found in zip(
                 own, contents[part], hashes[part], names, stored, strict=True
@@ -209,9 +209,9 @@ def settle_releases(
     settled = list(records)
     for (place, changed), answer in zip(places, answers, strict=True):
         if changed is None:
-            settled[place] = replace(settled[place], label=_label(answer, names))
+            settled[place] = replace(settled[place], label=_parse_label(answer, names))
         else:
-            settled[place] = put_text(settled[place], changed, _ids(answer))
+            settled[place] = put_text(settled[place], changed, _parse_ids(answer))
     return settled
 
 
@@ -225,7 +225,7 @@ def write_text_setting(setting: ChunkSetting) -> str:
     # Masks and pseudonyms are in the tokens already.
     if any(one.strength is not None for one in setting.manifest.policy):
         described["policy"] = dump_policy(setting.manifest.policy)
-    return _canonical(described)
+    return _write_canonical(described)
 
 
 def find_budget(privatizer: TextPrivatizer) -> Budget:
@@ -284,7 +284,7 @@ def _describe_labels(setting: ChunkSetting) -> str:
     """All that a label's release depends on beside its record: the names too, in whichever order they are listed."""
     assert setting.response is not None
     names = json.dumps(sorted(setting.manifest.labels or ()))
-    return _canonical(
+    return _write_canonical(
         {
             "mechanism": RANDOMIZED_RESPONSE,
             "epsilon": setting.response.epsilon,
@@ -294,18 +294,18 @@ def _describe_labels(setting: ChunkSetting) -> str:
     )
 
 
-def _canonical(value: dict[str, Any]) -> str:
+def _write_canonical(value: dict[str, Any]) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _ids(stored: str) -> tuple[int, ...]:
+def _parse_ids(stored: str) -> tuple[int, ...]:
     ids = _parse(stored).get("token_ids")
     if not isinstance(ids, list) or not all(type(item) is int and item >= 0 for item in ids):
         raise LedgerError("a stored release must be token ids, got a damaged row; see `rapt ledger verify`")
     return tuple(ids)
 
 
-def _label(stored: str, names: Sequence[str]) -> int:
+def _parse_label(stored: str, names: Sequence[str]) -> int:
     name = _parse(stored).get("label")
     if not isinstance(name, str) or name not in names:
         raise LedgerError("a stored label must be one of the classes, got a damaged row; see `rapt ledger verify`")

@@ -165,8 +165,8 @@ def summarize_ledger(path: Path) -> LedgerSummary:
             "SELECT count(DISTINCT text_hash), count(DISTINCT content_hash) FROM entries "
             "WHERE kind IN ('metric', 'text')"
         ).fetchone()
-        spent = {budget: _spent(connection, budget) for budget in BUDGETS}
-        settings = tuple(_settings(connection))
+        spent = {budget: _sum_spent(connection, budget) for budget in BUDGETS}
+        settings = tuple(_list_settings(connection))
         caps = connection.execute(
             "SELECT released FROM entries WHERE release_hash = ? ORDER BY sequence DESC LIMIT 1", (CAP_HASH,)
         ).fetchone()
@@ -185,7 +185,7 @@ def summarize_ledger(path: Path) -> LedgerSummary:
     )
 
 
-def _spent(connection: sqlite3.Connection, budget: Budget) -> Spent:
+def _sum_spent(connection: sqlite3.Connection, budget: Budget) -> Spent:
     (total,) = connection.execute("SELECT coalesce(sum(in_all), 0) FROM entries WHERE kind = ?", (budget,)).fetchone()
     most = [
         connection.execute(
@@ -198,9 +198,9 @@ def _spent(connection: sqlite3.Connection, budget: Budget) -> Spent:
     return Spent(in_all=float(total), most_on_one_text=max(map(float, most)))
 
 
-def _settings(connection: sqlite3.Connection) -> list[Spending]:
+def _list_settings(connection: sqlite3.Connection) -> list[Spending]:
     return [
-        _spending(*row)
+        _sum_spending(*row)
         for row in connection.execute(
             "SELECT kind, setting, count(*), sum(tokens), sum(in_all) FROM entries WHERE kind != 'caps' "
             "GROUP BY kind, setting ORDER BY min(sequence)"
@@ -208,7 +208,7 @@ def _settings(connection: sqlite3.Connection) -> list[Spending]:
     ]
 
 
-def _spending(kind: str, stored: str, releases: int, tokens: int, in_all: float) -> Spending:
+def _sum_spending(kind: str, stored: str, releases: int, tokens: int, in_all: float) -> Spending:
     """The releases of one setting; a row that does not read as one of ours is damaged (`LedgerError`)."""
     try:
         setting = json.loads(stored)

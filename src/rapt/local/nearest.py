@@ -126,12 +126,12 @@ class Float32Screen:
 
     def search(self, vectors: NDArray[np.float64]) -> NDArray[np.int64]:
         """The id of the nearest eligible row to each vector, ties to the lowest id; (n, d) to (n,)."""
-        positions, places = self._candidates(vectors)
-        return self._eligible[self._nearest_of(vectors, positions, places)]
+        positions, places = self._find_candidates(vectors)
+        return self._eligible[self._find_nearest(vectors, positions, places)]
 
-    def _candidates(self, vectors: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _find_candidates(self, vectors: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Pairs (position of a vector, place among the eligible) that hold the nearest of every vector."""
-        queries, error = self._queries(vectors)
+        queries, error = self._make_queries(vectors)
         each, starts = np.arange(len(vectors)), range(0, len(self._eligible), TILE)
         shape = (len(vectors), len(starts))
         place, top = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.float32)
@@ -139,7 +139,7 @@ class Float32Screen:
         best = np.full(len(vectors), -np.inf)
         buffer = np.empty(len(vectors) * TILE, dtype=np.float32)
         for i, start in enumerate(starts):
-            scores = self._scores(queries, start, buffer)
+            scores = self._compute_scores(queries, start, buffer)
             place[:, i] = scores.argmax(axis=1)
             top[:, i] = scores[each, place[:, i]]
             np.maximum(best, top[:, i], out=best)
@@ -158,12 +158,14 @@ class Float32Screen:
             again = np.flatnonzero(crowded[:, i])
             for start in range(0, len(again), _GROUP):  # of a table of equal rows, every pair is a candidate
                 group = again[start : start + _GROUP]
-                vector, column = np.nonzero(self._scores(queries[group], starts[i], buffer) >= floor[group, None])
+                vector, column = np.nonzero(
+                    self._compute_scores(queries[group], starts[i], buffer) >= floor[group, None]
+                )
                 positions.append(group)
-                places.append(self._nearest_of(vectors[group], vector, starts[i] + column))
+                places.append(self._find_nearest(vectors[group], vector, starts[i] + column))
         return np.concatenate(positions), np.concatenate(places)
 
-    def _nearest_of(
+    def _find_nearest(
         self, vectors: NDArray[np.float64], positions: NDArray[np.int64], places: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         if self._table is not None:
@@ -172,7 +174,7 @@ class Float32Screen:
         rows = choose_nearest(vectors, self._embeddings, positions, self._eligible[places])
         return np.searchsorted(self._eligible, rows)
 
-    def _queries(self, vectors: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    def _make_queries(self, vectors: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """The vectors as rows of the product, and how far a float32 score of each can be from the true one."""
         with np.errstate(over="ignore"):
             length = np.linalg.norm(vectors, axis=1)
@@ -188,7 +190,9 @@ class Float32Screen:
         error = 1.01 * ((n + 2) * unit / (1 - n * unit) * size + n * 2.0**-126 * max(self._longest, 1.0))
         return queries, np.where(far, np.inf, error)
 
-    def _scores(self, queries: NDArray[np.float32], start: int, out: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _compute_scores(
+        self, queries: NDArray[np.float32], start: int, out: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
         if self._table is not None:
             tile = self._table[start : start + TILE]
         else:

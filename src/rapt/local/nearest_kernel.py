@@ -75,7 +75,7 @@ class Kernel:
         blocks, groups = -(-count // BLOCK), -(-dim // 4)
         if self.tiles is not None:
             groups = -(-groups // DEEP) * DEEP
-        words = _whole_lines((blocks, groups, BLOCK, 4), dtype=np.uint8)
+        words = _align_to_lines((blocks, groups, BLOCK, 4), dtype=np.uint8)
         numbers = tuple(np.empty(blocks * BLOCK, dtype=np.float32) for _ in range(5))
         half = np.empty(count)
         self._pack(embeddings, eligible, count, dim, groups, words, *numbers, half)
@@ -119,7 +119,7 @@ class Kernel:
             embeddings,
             eligible,
             packed.half,
-            _whole_lines((tiles, groups, together), dtype=np.int32),
+            _align_to_lines((tiles, groups, together), dtype=np.int32),
             np.empty(tiles * together, dtype=np.int32),
             np.empty(tiles * together, dtype=_VECTOR),
             rows,
@@ -133,7 +133,7 @@ class Kernel:
         return position, rows[position, turn].astype(np.int64), np.flatnonzero(found < 0)
 
 
-def _whole_lines(shape: tuple[int, ...], *, dtype: type[np.generic]) -> NDArray[Any]:
+def _align_to_lines(shape: tuple[int, ...], *, dtype: type[np.generic]) -> NDArray[Any]:
     """An array that begins with a line of the cache: a load of 64 bytes then reads one line, and not two."""
     size = np.dtype(dtype).itemsize * math.prod(shape)
     room = np.empty(size + 64, dtype=np.uint8)
@@ -152,20 +152,20 @@ def load_kernel() -> Kernel | None:
     The products are tested once a process, in microseconds: an int8 product that saturates, as some do on some
     processors, is fast and wrong. Those of AMX are tested by themselves, and left out where they differ.
     """
-    return _kernel_of(_LIBRARY)
+    return _load_kernel_of(_LIBRARY)
 
 
-def _kernel_of(path: Path) -> Kernel | None:
+def _load_kernel_of(path: Path) -> Kernel | None:
     try:
         library = ctypes.CDLL(str(path))
         if library.rapt_nearest_version() != _VERSION or not library.rapt_nearest_runs_here():
             return None
-        pack, search, products = (_declared(library, name) for name in ("pack", "candidates", "products"))
+        pack, search, products = (_declare(library, name) for name in ("pack", "candidates", "products"))
         tiles = None
         # A library from before there were tiles goes on without them.
         if hasattr(library, "rapt_nearest_has_tiles") and library.rapt_nearest_has_tiles():
-            wide = _declared(library, "candidates", wide=True)
-            tiles = wide if multiplies_correctly(_declared(library, "products", wide=True), vectors=WIDE) else None
+            wide = _declare(library, "candidates", wide=True)
+            tiles = wide if multiplies_correctly(_declare(library, "products", wide=True), vectors=WIDE) else None
     except (OSError, AttributeError):
         return None
     return Kernel(pack, search, tiles) if multiplies_correctly(products, vectors=VECTORS) else None
@@ -197,32 +197,37 @@ def multiplies_correctly(products: Callable[..., None], *, vectors: int) -> bool
     return bool((out == queries.astype(np.int32) @ (rows.astype(np.int32) - 128).T).all())
 
 
-def _declared(library: ctypes.CDLL, name: str, *, wide: bool = False) -> Callable[..., None]:
+def _declare(library: ctypes.CDLL, name: str, *, wide: bool = False) -> Callable[..., None]:
     function = library[f"rapt_nearest_{name}{'_wide' if wide else ''}"]
     function.argtypes, function.restype = _ARGUMENTS[name], None
     return function
 
 
-def _array(kind: type[np.generic] | np.dtype[np.void], dimensions: int) -> type:
+def _make_array_type(kind: type[np.generic] | np.dtype[np.void], dimensions: int) -> type:
     return ndpointer(dtype=kind, ndim=dimensions, flags="C_CONTIGUOUS")
 
 
 _SIZE: Final = ctypes.c_int64
-_FLOATS: Final = [_array(np.float32, 1)] * 5
+_FLOATS: Final = [_make_array_type(np.float32, 1)] * 5
 # ctypes checks every call against these: type, number of dimensions and contiguity of each array.
 _ARGUMENTS: Final[dict[str, list[type]]] = {
     "products": [
-        *(_array(np.int32, 3), _array(np.int32, 1), _SIZE),
-        *(_array(np.uint8, 4), _SIZE, _SIZE, _array(np.int32, 2)),
+        *(_make_array_type(np.int32, 3), _make_array_type(np.int32, 1), _SIZE),
+        *(_make_array_type(np.uint8, 4), _SIZE, _SIZE, _make_array_type(np.int32, 2)),
     ],
     "pack": [
-        *(_array(np.float32, 2), _array(np.int64, 1), _SIZE, _SIZE, _SIZE),
-        *(_array(np.uint8, 4), *_FLOATS, _array(np.float64, 1)),
+        *(_make_array_type(np.float32, 2), _make_array_type(np.int64, 1), _SIZE, _SIZE, _SIZE),
+        *(_make_array_type(np.uint8, 4), *_FLOATS, _make_array_type(np.float64, 1)),
     ],
     "candidates": [
-        *(_array(np.float64, 2), _SIZE, _SIZE, _array(np.uint8, 4), _SIZE, _SIZE, *_FLOATS),
-        *(_array(np.float32, 2), _array(np.int64, 1), _array(np.float64, 1)),
-        *(_array(np.int32, 3), _array(np.int32, 1), _array(_VECTOR, 1)),
-        *(_array(np.int32, 2), _array(np.float32, 2), ctypes.c_int32, _array(np.int32, 1)),
+        *(_make_array_type(np.float64, 2), _SIZE, _SIZE, _make_array_type(np.uint8, 4), _SIZE, _SIZE, *_FLOATS),
+        *(_make_array_type(np.float32, 2), _make_array_type(np.int64, 1), _make_array_type(np.float64, 1)),
+        *(_make_array_type(np.int32, 3), _make_array_type(np.int32, 1), _make_array_type(_VECTOR, 1)),
+        *(
+            _make_array_type(np.int32, 2),
+            _make_array_type(np.float32, 2),
+            ctypes.c_int32,
+            _make_array_type(np.int32, 1),
+        ),
     ],
 }

@@ -132,7 +132,7 @@ def laplace_loss(*, eta: float, distance: float, dimension: int, step: float | N
         masses += np.bincount(
             np.minimum(index, len(masses) - 1).ravel(), weights=weights.ravel(), minlength=len(masses)
         )
-    return _trimmed(PrivacyLoss(step=step, first=first, masses=masses, tail=0.0, bound=reach))
+    return _trim(PrivacyLoss(step=step, first=first, masses=masses, tail=0.0, bound=reach))
 
 
 def pure_loss(*, epsilon: float, step: float | None = None) -> PrivacyLoss:
@@ -182,7 +182,7 @@ def compose(parts: Sequence[tuple[PrivacyLoss, int]]) -> PrivacyLoss:
     # Each transform has a relative error under 7.5e-16 log2(size) in the 2-norm (Higham 2002, Theorem 24.2), no mass
     # vector has a 2-norm above 1, and a sum over the grid is at most √size times the 2-norm.
     rounding = (count + 1) * 1e-15 * max(1.0, math.log2(size)) * math.sqrt(size)
-    return _trimmed(
+    return _trim(
         PrivacyLoss(
             step=parts[0][0].step,
             first=sum(times * loss.first for loss, times in parts),
@@ -247,7 +247,7 @@ def angle_distribution(angle: NDArray[np.float64], *, dimension: int) -> NDArray
     return np.asarray(probability, dtype=np.float64)
 
 
-def _trimmed(loss: PrivacyLoss) -> PrivacyLoss:
+def _trim(loss: PrivacyLoss) -> PrivacyLoss:
     """The same loss on fewer points: a negligible left end moves right, a negligible right end to the bound."""
     masses = loss.masses.copy()
     left = int(np.searchsorted(np.cumsum(masses), _NEGLIGIBLE, side="right"))

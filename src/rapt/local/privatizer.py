@@ -291,7 +291,7 @@ class Privatizer:
         plain = [draw_plain_tokens(self.plain_tokens, stream.generator) for _ in texts]
         contents = self.contents(texts, first_position=first_position)
         stored = [None] * len(texts) if known is None else list(known)
-        check_known(stored, [self._padded(len(content)) for content in contents], first_position=first_position)
+        check_known(stored, [self._count_padded(len(content)) for content in contents], first_position=first_position)
         drawn = [self._pad(x, stream.generator) if y is None else [] for x, y in zip(contents, stored, strict=True)]
         flat = [token for k, x in zip(plain, drawn, strict=True) for token in (*k, *x)]
         private = self.mechanism.privatize(np.array(flat, dtype=np.int64), rng=stream.generator).tolist()
@@ -316,9 +316,9 @@ class Privatizer:
 
     def token_counts(self, texts: Sequence[str], *, first_position: int = 0) -> list[int]:
         """How many tokens the record of each text has; raises `CorpusError` as `privatize` does."""
-        return [self._padded(len(content)) for content in self.contents(texts, first_position=first_position)]
+        return [self._count_padded(len(content)) for content in self.contents(texts, first_position=first_position)]
 
-    def _padded(self, tokens: int) -> int:
+    def _count_padded(self, tokens: int) -> int:
         """Return the number of tokens that leave of a text with so many."""
         if self.length_bucket is None:
             return tokens
@@ -326,7 +326,7 @@ class Privatizer:
 
     def _pad(self, content: list[int], rng: np.random.Generator) -> list[int]:
         """Return the content with public words after it; they are replaced like the others, so none stands out."""
-        missing = self._padded(len(content)) - len(content)
+        missing = self._count_padded(len(content)) - len(content)
         if not missing:
             return content
         return content + [self._padding[i] for i in rng.integers(len(self._padding), size=missing)]
@@ -379,7 +379,7 @@ class Privatizer:
         for position, content in enumerate(contents, first_position):
             if not content:
                 raise CorpusError(f"{name_record(position)} must have at least one token, got an empty text; remove it")
-            if (tokens := self._padded(len(content))) > self.longest_text:
+            if (tokens := self._count_padded(len(content))) > self.longest_text:
                 most = self.longest_text // (self.length_bucket or 1) * (self.length_bucket or 1)
                 raise CorpusError(
                     f"{name_record(position)} must have at most {most} tokens beside "

@@ -72,7 +72,7 @@ def insecure_stream(seed: int) -> RandomStream:
     Raises:
         UsageError: The seed is not a whole number >= 0.
     """
-    return _seeded(seed, position=None)
+    return _seed_stream(seed, position=None)
 
 
 def worker_stream(provenance: Randomness, *, position: int) -> RandomStream:
@@ -86,7 +86,7 @@ def worker_stream(provenance: Randomness, *, position: int) -> RandomStream:
     """
     if provenance.insecure_seed is None:
         return secure_stream()
-    return _seeded(provenance.insecure_seed, position=position)
+    return _seed_stream(provenance.insecure_seed, position=position)
 
 
 def block_stream(provenance: Randomness, *, key: bytes, position: int) -> RandomStream:
@@ -102,7 +102,7 @@ def block_stream(provenance: Randomness, *, key: bytes, position: int) -> Random
         position: Position of the first record of the block in its source.
     """
     if provenance.insecure_seed is not None:
-        return _seeded(provenance.insecure_seed, position=position)
+        return _seed_stream(provenance.insecure_seed, position=position)
     is_aes = provenance.source == CLUSTER_SOURCE
     size = 16 if is_aes else 32
     own = hashlib.blake2b(position.to_bytes(8, "little"), key=key, digest_size=size, person=b"rapt block").digest()
@@ -119,7 +119,7 @@ def choose_cluster_randomness() -> Randomness:
     return Randomness(source=CLUSTER_SOURCE if AESCounter(key=0).use_aesni else CLUSTER_SOURCE_WITHOUT_AES)
 
 
-def _seeded(seed: int, *, position: int | None) -> RandomStream:
+def _seed_stream(seed: int, *, position: int | None) -> RandomStream:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LARGEST:
         raise UsageError(f"an insecure seed must be a whole number >= 0 and at most {LARGEST}; choose another")
     sequence = np.random.SeedSequence(seed, spawn_key=() if position is None else (position,))

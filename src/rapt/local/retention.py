@@ -275,7 +275,7 @@ def _weigh_kinds(vocabulary: Vocabulary, *, rng: np.random.Generator) -> dict[st
     rare = _list_rare_words(vocabulary, apart_from=running.keys() | set(HEALTH_WORDS) | set(FIRST_NAMES))
     if len(rare) > _RARE_WORDS:
         rare = np.sort(rng.choice(rare, size=_RARE_WORDS, replace=False))
-    found["rare words"] = _even(rare, source="rare words")
+    found["rare words"] = _weigh_evenly(rare, source="rare words")
     return found
 
 
@@ -284,7 +284,7 @@ def _weigh_words(vocabulary: Vocabulary, words: Mapping[str, int], *, kind: str)
     if max(words.values()) == 1:
         known = vocabulary if vocabulary.unknown == "unk" else Vocabulary(vocabulary.bundle)
         single = [tokens[0] for tokens in known.encode([f" {word}" for word in words]) if len(tokens) == 1]
-        return _even(np.intersect1d(np.array(single, dtype=np.int64), vocabulary.eligible), source=kind)
+        return _weigh_evenly(np.intersect1d(np.array(single, dtype=np.int64), vocabulary.eligible), source=kind)
     counts = count_tokens(vocabulary, words)[vocabulary.eligible]
     ids = vocabulary.eligible[counts > 0]
     return Weighting(token_ids=ids, shares=counts[counts > 0] / max(counts.sum(), 1), source=kind)
@@ -302,5 +302,5 @@ def _list_rare_words(vocabulary: Vocabulary, *, apart_from: set[str]) -> NDArray
     return np.array(rare, dtype=np.int64)
 
 
-def _even(token_ids: NDArray[np.int64], *, source: str) -> Weighting:
+def _weigh_evenly(token_ids: NDArray[np.int64], *, source: str) -> Weighting:
     return Weighting(token_ids=token_ids, shares=np.full(len(token_ids), 1 / max(len(token_ids), 1)), source=source)

@@ -52,7 +52,7 @@ def read_separated(path: Path, columns: Columns, found: Findings, *, usual: str)
     _recognize(path, columns, found, usual=usual)
     assert found.separator is not None
     with closing(read_lines(path, found)) as lines:
-        rows = _fields(lines, found.separator, quotes=usual == "," or found.quoted is True)
+        rows = _iterate_fields(lines, found.separator, quotes=usual == "," or found.quoted is True)
         header: list[str] | None = None
         undecoded = 0
         for number, row in skip_blank_lines(rows, found, skip=columns.skip_empty):
@@ -71,12 +71,14 @@ def read_separated(path: Path, columns: Columns, found: Findings, *, usual: str)
                 if any(is_empty(row[place]) for place in places[: len(columns.texts)]):
                     found.skipped += 1
                     continue
-            yield _row(row, number, len(header), places, columns, found)
+            yield _make_row(row, number, len(header), places, columns, found)
         if header is None:
             raise explain_missing_column([], columns.wanted[0])
 
 
-def _row(row: list[str], number: int, width: int, places: list[int], columns: Columns, found: Findings) -> Row | None:
+def _make_row(
+    row: list[str], number: int, width: int, places: list[int], columns: Columns, found: Findings
+) -> Row | None:
     where = f"line {number}"
     if len(row) != width:
         found.fault(where, f"have {width} fields like the first line, got {len(row)}; check its separators and quotes")
@@ -121,7 +123,7 @@ def explain_missing_column(
 
 def _recognize(path: Path, columns: Columns, found: Findings, *, usual: str) -> None:
     """Set the separator, unless it is known, and whether the quotes of a TSV file enclose fields."""
-    first = _first_line(path)
+    first = _read_first_line(path)
     if found.separator is None:
         excel = _EXCEL_SEPARATOR.fullmatch(first)
         choices = [usual, *(separator for separator in SEPARATOR_NAMES if separator != usual)]
@@ -132,7 +134,7 @@ def _recognize(path: Path, columns: Columns, found: Findings, *, usual: str) -> 
         found.quoted = _quotes_enclose(path, found.separator)
 
 
-def _first_line(path: Path) -> str:
+def _read_first_line(path: Path) -> str:
     with closing(read_lines(path, Findings())) as lines:
         return next(lines, "").rstrip(_ENDS)
 
@@ -159,14 +161,14 @@ def _quotes_enclose(path: Path, separator: str) -> bool | None:
 
     with closing(read_lines(path, Findings(collects=True))) as lines:
         try:
-            for _ in _fields(watched(lines), separator, quotes=True, letters=False):
+            for _ in _iterate_fields(watched(lines), separator, quotes=True, letters=False):
                 pass
         except CorpusError:
             return False
     return True if seen else None
 
 
-def _fields(
+def _iterate_fields(
     lines: Iterator[str], separator: str, *, quotes: bool, letters: bool = True
 ) -> Iterator[tuple[int, list[str]]]:
     """The number of each record's first line and its fields; none for a blank line.
@@ -189,12 +191,12 @@ def _fields(
             bare = line.rstrip(_ENDS)
             yield number, bare.split(separator) if bare else []
         else:
-            row, more = _quoted_fields(line, number, lines, separator, letters=letters)
+            row, more = _read_quoted_fields(line, number, lines, separator, letters=letters)
             yield number, row
             number += more
 
 
-def _quoted_fields(
+def _read_quoted_fields(
     line: str, number: int, lines: Iterator[str], separator: str, *, letters: bool
 ) -> tuple[list[str], int]:
     """The fields of the record that begins with a line, and how many more lines it takes."""
@@ -225,17 +227,19 @@ def _quoted_fields(
                 size += len(line)
                 following = next(lines, None) if size <= MAX_LINE_BYTES else None
                 if following is None:
-                    raise _never_closed(opened, "the end of the file" if size <= MAX_LINE_BYTES else "too much text")
+                    raise _make_never_closed_error(
+                        opened, "the end of the file" if size <= MAX_LINE_BYTES else "too much text"
+                    )
                 line, at, more = following, 0, more + 1
         fields.append("".join(parts))
         if not line[at:].rstrip(_ENDS):
             return fields, more
         if not line.startswith(separator, at):
-            raise _never_closed(opened, f"a quote in the middle of line {number + more}")
+            raise _make_never_closed_error(opened, f"a quote in the middle of line {number + more}")
         at += 1
 
 
-def _never_closed(opened: int, instead: str) -> CorpusError:
+def _make_never_closed_error(opened: int, instead: str) -> CorpusError:
     return CorpusError(
         f"line {opened} must close the quote that opens there at the end of its field, got {instead}; close it, or "
         "write two quotes for one inside a text"

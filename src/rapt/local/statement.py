@@ -202,21 +202,21 @@ class PrivacyStatement:
         """The statement as a page of plain text, at most 88 columns wide."""
         loud = [] if self.warning is None else ["", *wrap(self.warning, first=_LOUD, rest=_LOUD)]
         lines = ["Privacy statement", "=================", *loud]
-        lines += ["", *wrap(self.unit), "", *facts(self._facts())]
-        lines += ["", "How well two tokens can be told apart", *self._table(self.pairs)]
+        lines += ["", *wrap(self.unit), "", *facts(self._list_facts())]
+        lines += ["", "How well two tokens can be told apart", *self._format_table(self.pairs)]
         if self.word_pairs:
-            lines += ["", "The words you named", *self._table(self.word_pairs)]
+            lines += ["", "The words you named", *self._format_table(self.word_pairs)]
         if self.words:
             lines += ["", "How often they stay as they are", *table_of_words(self.words)]
-        lines += ["", "A text in which every token is another one", *self._table(self.texts)]
+        lines += ["", "A text in which every token is another one", *self._format_table(self.texts)]
         if self.kinds:
-            lines += ["", "How often a token stays as it is, by kind", *_table_of_kinds(self.kinds)]
+            lines += ["", "How often a token stays as it is, by kind", *_format_table_of_kinds(self.kinds)]
         lines += ["", "How to read this", *items(self.reading)]
         lines += ["", "What is NOT protected"]
         lines += items(f"{exposure.what}: {exposure.why}" for exposure in self.not_protected)
         return "\n".join(lines + loud)
 
-    def _table(self, bounds: Sequence[Bound]) -> list[str]:
+    def _format_table(self, bounds: Sequence[Bound]) -> list[str]:
         return table(
             ("", "distance", "ε, pure", f"ε at δ={write_scientific(self.delta)}", "right guess"),
             [
@@ -231,19 +231,19 @@ class PrivacyStatement:
             ],
         )
 
-    def _facts(self) -> list[tuple[str, str]]:
+    def _list_facts(self) -> list[tuple[str, str]]:
         return [
             ("mechanism", f"{self.mechanism.name}; its guarantee is {self.status}"),
             ("eta", f"{self.mechanism.eta:g} per unit of distance in this table, and in no other"),
             ("model", self.model),
             ("vocabulary", self.vocabulary_hash),
-            *self._file(),
-            *self._space(),
-            *self._measured(),
+            *self._list_file_facts(),
+            *self._list_space_facts(),
+            *self._list_measured_facts(),
             *self._sent(),
         ]
 
-    def _file(self) -> list[tuple[str, str]]:
+    def _list_file_facts(self) -> list[tuple[str, str]]:
         lines = []
         if (file := self.file) is not None:
             alike = f"{file.alike:,} left as the same tokens as an earlier one" if file.alike else "no two left alike"
@@ -267,7 +267,7 @@ class PrivacyStatement:
             lines.append(("", _share(found)))
         return lines
 
-    def _space(self) -> list[tuple[str, str]]:
+    def _list_space_facts(self) -> list[tuple[str, str]]:
         space = self.distances
         sampled = "all" if space.rows == space.tokens else f"{space.rows:,} of {space.tokens:,}"
         return [
@@ -283,10 +283,10 @@ class PrivacyStatement:
                 f"(5 % / median / 95 %, exact for {sampled} tokens); of two tokens {space.median:.3g} (median of "
                 f"{space.pairs:,} pairs); largest seen {space.largest_seen:.3g}",
             ),
-            *self._noise(),
+            *self._list_noise_facts(),
         ]
 
-    def _noise(self) -> list[tuple[str, str]]:
+    def _list_noise_facts(self) -> list[tuple[str, str]]:
         if self.noise is None:
             return []
         return [
@@ -297,14 +297,14 @@ class PrivacyStatement:
             )
         ]
 
-    def _measured(self) -> list[tuple[str, str]]:
+    def _list_measured_facts(self) -> list[tuple[str, str]]:
         lines = []
         if (found := self.unchanged) is not None:
             lines.append(("unchanged", _share(found)))
         if (found := self.every_token) is not None:
             lines.append(("every token", _share(found)))
         if (denied := self.deniability) is not None:
-            lines.append(("output sets", _output_sets(denied)))
+            lines.append(("output sets", _describe_output_sets(denied)))
         return lines
 
     def _sent(self) -> list[tuple[str, str]]:
@@ -336,24 +336,24 @@ def table_of_words(words: Sequence[WordChance]) -> list[str]:
     return table(
         ("", "tokens", "stays", "95 % interval", "draws"),
         [
-            (word.word, str(word.tokens), *_chance(word.kept, word.low, word.high), str(word.draws or "exact"))
+            (word.word, str(word.tokens), *_describe_chance(word.kept, word.low, word.high), str(word.draws or "exact"))
             for word in words
         ],
     )
 
 
-def _table_of_kinds(kinds: Sequence[KindShare]) -> list[str]:
+def _format_table_of_kinds(kinds: Sequence[KindShare]) -> list[str]:
     return table(
         ("", "tokens", "stay", "95 % interval"),
-        [(kind.kind, f"{kind.tokens:,}", *_chance(kind.share, kind.low, kind.high)) for kind in kinds],
+        [(kind.kind, f"{kind.tokens:,}", *_describe_chance(kind.share, kind.low, kind.high)) for kind in kinds],
     )
 
 
-def _chance(share: float, low: float, high: float) -> tuple[str, str]:
+def _describe_chance(share: float, low: float, high: float) -> tuple[str, str]:
     return f"{100 * share:.1f} %", f"{100 * low:.1f}–{100 * high:.1f} %"
 
 
-def _output_sets(found: PlausibleDeniability) -> str:
+def _describe_output_sets(found: PlausibleDeniability) -> str:
     """S_w in words: rounded down, towards less deniability."""
     size: Spread = found.set_size
     low, middle, high = (f"{int(value):,}" for value in (size.quantile_5, size.median, size.quantile_95))

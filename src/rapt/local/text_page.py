@@ -22,8 +22,8 @@ def ceil_nats(epsilon: float) -> str:
     """Nats with as many decimals as are worth reading, rounded up; two digits at least, however small they are."""
     if epsilon >= 1e6 or 0 < epsilon < _SMALL:
         return _ceil_scientific(epsilon)
-    digits = _decimals(epsilon, 3) if epsilon < 1 else 2 if epsilon < 10 else 1 if epsilon < 1000 else 0
-    return f"{_up(epsilon, digits):,.{digits}f}"
+    digits = _count_decimals(epsilon, 3) if epsilon < 1 else 2 if epsilon < 10 else 1 if epsilon < 1000 else 0
+    return f"{_round_up(epsilon, digits):,.{digits}f}"
 
 
 def ceil_odds(epsilon: float) -> str:
@@ -32,23 +32,23 @@ def ceil_odds(epsilon: float) -> str:
     if exponent >= 4:
         return f"10^{ceil_nats(exponent)}"
     # Two digits of what the odds are above even.
-    digits = min(_decimals(math.expm1(epsilon), 1), _MOST_DECIMALS)
-    return f"{1 + _up(math.expm1(epsilon), digits):,.{digits}f}"
+    digits = min(_count_decimals(math.expm1(epsilon), 1), _MOST_DECIMALS)
+    return f"{1 + _round_up(math.expm1(epsilon), digits):,.{digits}f}"
 
 
 def ceil_percent(share: float) -> str:
     """A share as percent with one decimal, or two digits, rounded up: 99.96 % shows as 100.0 %, never as less."""
-    digits = min(_decimals(100 * share, 1), _MOST_DECIMALS)
-    return f"{_up(100 * share, digits):.{digits}f} %"
+    digits = min(_count_decimals(100 * share, 1), _MOST_DECIMALS)
+    return f"{_round_up(100 * share, digits):.{digits}f} %"
 
 
-def _up(value: float, digits: int) -> float:
+def _round_up(value: float, digits: int) -> float:
     # The billionth keeps 0.5, which may be stored as a little more, from showing as 50.1 %.
     unit = 10.0**digits
     return math.ceil(value * unit - 1e-9) / unit
 
 
-def _decimals(value: float, least: int) -> int:
+def _count_decimals(value: float, least: int) -> int:
     """Decimals that show two digits of a value below 1."""
     return max(least, 1 - math.floor(math.log10(value))) if 0 < value < 1 else least
 
@@ -56,7 +56,7 @@ def _decimals(value: float, least: int) -> int:
 def _ceil_scientific(value: float) -> str:
     """A number above 0 in two digits and a power of ten, rounded up."""
     exponent = math.floor(math.log10(value))
-    mantissa = _up(value / 10.0**exponent, 1)
+    mantissa = _round_up(value / 10.0**exponent, 1)
     if mantissa >= 10:
         mantissa, exponent = mantissa / 10, exponent + 1
     return f"{mantissa:.1f}e{exponent}"

@@ -166,7 +166,7 @@ class Vocabulary:
     def _words(self) -> WordCache | None:
         return WordCache(self._tokenizer) if works_on_words(self.bundle.tokenizer_json) else None
 
-    def _by_words(self, words: WordCache, texts: Sequence[str]) -> list[list[int]] | None:
+    def _encode_by_words(self, words: WordCache, texts: Sequence[str]) -> list[list[int]] | None:
         """The ids of each text, word by word; None where that is not possible, or there is an error to explain."""
         try:
             with catch_panic():
@@ -200,11 +200,11 @@ class Vocabulary:
             VocabularyError: A text has a token without a row in the table, or the tokenizer cannot take it.
         """
         texts = check_texts(texts, first_position=first_position)
-        ids = None if self._words is None else self._by_words(self._words, texts)
+        ids = None if self._words is None else self._encode_by_words(self._words, texts)
         if ids is None:
-            encodings = self._encodings(texts, with_spans=False, first_position=first_position)
+            encodings = self._make_encodings(texts, with_spans=False, first_position=first_position)
             ids = [encoding.ids for encoding in encodings]
-        return [self._content(content, position) for position, content in enumerate(ids, first_position)]
+        return [self._list_content(content, position) for position, content in enumerate(ids, first_position)]
 
     def spans(self, texts: Sequence[str], *, first_position: int = 0) -> list[list[tuple[int, int]]]:
         """Where each token of `encode` stands in its text: (start, end) in characters, `text[start:end]`.
@@ -223,12 +223,12 @@ class Vocabulary:
             VocabularyError: The reasons of `encode`.
         """
         texts = check_texts(texts, first_position=first_position)
-        encodings = self._encodings(texts, with_spans=True, first_position=first_position)
+        encodings = self._make_encodings(texts, with_spans=True, first_position=first_position)
         for position, encoding in enumerate(encodings, first_position):
-            self._content(encoding.ids, position)
+            self._list_content(encoding.ids, position)
         return [encoding.offsets for encoding in encodings]
 
-    def _encodings(self, texts: Sequence[str], *, with_spans: bool, first_position: int) -> list[Encoding]:
+    def _make_encodings(self, texts: Sequence[str], *, with_spans: bool, first_position: int) -> list[Encoding]:
         tokenizer = self._tokenizer
         encode = tokenizer.encode_batch if with_spans else tokenizer.encode_batch_fast
         try:
@@ -246,7 +246,7 @@ class Vocabulary:
                 f"{name_record(first_position + position)} must be valid unicode text; remove its lone surrogates"
             ) from None
 
-    def _content(self, ids: list[int], position: int) -> list[int]:
+    def _list_content(self, ids: list[int], position: int) -> list[int]:
         control, unknown = self._control
         if unknown is not None and not control.isdisjoint(ids):
             ids = [unknown if token_id in control else token_id for token_id in ids]

@@ -126,12 +126,12 @@ def weigh_common_words(vocabulary: Vocabulary, *, count: int = COMMON_WORDS) -> 
     words = np.sort(np.array(find_whole_words(vocabulary, at_most=count), dtype=np.int64))
     if not len(words):
         raise UsageError(f"model={vocabulary.model!r} must have whole words to average over, got none; use every token")
-    return _even(words, source=f"the first {len(words):,} whole words of the vocabulary, each the same")
+    return _weigh_evenly(words, source=f"the first {len(words):,} whole words of the vocabulary, each the same")
 
 
 def weigh_all(vocabulary: Vocabulary) -> Weighting:
     """Every token that may be an output, each as much as another."""
-    return _even(
+    return _weigh_evenly(
         vocabulary.eligible, source=f"all {len(vocabulary.eligible):,} tokens that may be an output, each the same"
     )
 
@@ -178,7 +178,7 @@ def weigh_corpus(path: Path, vocabulary: Vocabulary, *, text_column: str = "text
     )
 
 
-def _even(token_ids: NDArray[np.int64], *, source: str) -> Weighting:
+def _weigh_evenly(token_ids: NDArray[np.int64], *, source: str) -> Weighting:
     return Weighting(token_ids=token_ids, shares=np.full(len(token_ids), 1 / len(token_ids)), source=source)
 
 

@@ -61,7 +61,7 @@ def read_word_vectors(
     """
     path = Path(path)
     try:
-        with _opened(path) as stream:
+        with _open_file(path) as stream:
             lines, size = _measure(stream)
             stream.seek(0)
             binary = _is_binary(stream)
@@ -74,12 +74,12 @@ def read_word_vectors(
         remark(f"{left_out:,} words of the vectors came again, and were left out: the first of each counts")
     if lowercase is None:
         lowercase = all(word == word.lower() for word in words)
-    tokenizer = _tokenizer(words, lowercase=lowercase)
+    tokenizer = _make_tokenizer(words, lowercase=lowercase)
     bundle = make_bundle(model="word-vectors", tokenizer_json=tokenizer, embeddings=table, max_tokens=_MAX_TOKENS)
     return replace(bundle, model=f"word-vectors-{shorten_hash(bundle.hash)}")
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _open_file(path: Path) -> IO[bytes]:
     with path.open("rb") as stream:
         compressed = stream.read(2) == b"\x1f\x8b"
     return cast(IO[bytes], gzip.open(path)) if compressed else path.open("rb")
@@ -93,15 +93,15 @@ def _measure(stream: IO[bytes]) -> tuple[int, int]:
         size += len(block)
         *whole, rest = block.split(b"\n")
         for piece in whole:
-            open_line = open_line or not _blank(piece)
+            open_line = open_line or not _is_blank(piece)
             lines += 1
             written = lines if open_line else written
             open_line = False
-        open_line = open_line or not _blank(rest)
+        open_line = open_line or not _is_blank(rest)
     return (lines + 1 if open_line else written), size
 
 
-def _blank(piece: bytes) -> bool:
+def _is_blank(piece: bytes) -> bool:
     return not piece.strip(b" \r")
 
 
@@ -150,10 +150,10 @@ def _read_binary(stream: IO[bytes], size: int) -> tuple[dict[str, int], NDArray[
         if name not in words:
             table[len(words)] = row
             words[name] = len(words)
-    return words, _with_mean(table, len(words)), count - len(words)
+    return words, _add_mean(table, len(words)), count - len(words)
 
 
-def _with_mean(table: NDArray[np.float32], rows: int) -> NDArray[np.float32]:
+def _add_mean(table: NDArray[np.float32], rows: int) -> NDArray[np.float32]:
     """The rows that are filled, and one more: their mean, for [UNK]."""
     table[rows] = table[:rows].mean(axis=0, dtype=np.float64)
     return table[: rows + 1]
@@ -161,13 +161,13 @@ def _with_mean(table: NDArray[np.float32], rows: int) -> NDArray[np.float32]:
 
 def _read_rows(stream: IO[bytes], lines: int) -> tuple[dict[str, int], NDArray[np.float32], int]:
     """The words with their rows, the table with one row more, and how many words came again."""
-    _, first = next(_fields(stream), (0, []))
+    _, first = next(_iterate_fields(stream), (0, []))
     if not lines:
         raise VocabularyError("word vectors must have at least one line, got an empty file; check the path")
     header = len(first) == 2 and all(field.isascii() and field.isdigit() for field in first)
     stream.seek(0)
     # A word with spaces makes its line longer, so the width is that of most lines.
-    lengths = Counter(len(fields) for _, fields in islice(_fields(stream), min(lines, _LINES_TO_COMPARE)))
+    lengths = Counter(len(fields) for _, fields in islice(_iterate_fields(stream), min(lines, _LINES_TO_COMPARE)))
     usual = lengths.most_common(1)[0][0]
     stream.seek(0)
     expected, width = (int(first[0]), int(first[1])) if header else (lines, usual - 1)
@@ -185,7 +185,7 @@ def _read_rows(stream: IO[bytes], lines: int) -> tuple[dict[str, int], NDArray[n
         raise VocabularyError(f"word vectors must be some lines of some numbers, got {expected} lines of {width}")
     words: dict[str, int] = {}
     table: NDArray[np.float32] | None = None
-    for number, fields in islice(_fields(stream), int(header), lines):
+    for number, fields in islice(_iterate_fields(stream), int(header), lines):
         parts = fields[:-width]
         # Else a number too many would become a part of the word.
         if len(fields) <= width or (len(parts) > 1 and _is_number(parts[-1])):
@@ -200,12 +200,12 @@ def _read_rows(stream: IO[bytes], lines: int) -> tuple[dict[str, int], NDArray[n
             raise VocabularyError(
                 f"line {number} of the word vectors must have a word, and none that is {UNKNOWN}; remove the line"
             )
-        row = _numbers(fields[-width:], number)
+        row = _parse_numbers(fields[-width:], number)
         if word not in words:
             table[len(words)] = row
             words[word] = len(words)
     assert table is not None
-    return words, _with_mean(table, len(words)), expected - len(words)
+    return words, _add_mean(table, len(words)), expected - len(words)
 
 
 def _is_number(field: str) -> bool:
@@ -216,7 +216,7 @@ def _is_number(field: str) -> bool:
     return True
 
 
-def _fields(stream: IO[bytes]) -> Iterator[tuple[int, list[str]]]:
+def _iterate_fields(stream: IO[bytes]) -> Iterator[tuple[int, list[str]]]:
     """The number and the fields of each line; fastText leaves a space at the end of each."""
     number = 0
     while line := stream.readline(_MOST_LINE_BYTES + 1):
@@ -235,7 +235,7 @@ def _fields(stream: IO[bytes]) -> Iterator[tuple[int, list[str]]]:
         yield number, text.rstrip(" \r\n").split(" ")
 
 
-def _numbers(fields: list[str], number: int) -> NDArray[np.float32]:
+def _parse_numbers(fields: list[str], number: int) -> NDArray[np.float32]:
     try:
         with np.errstate(over="ignore"):  # a number too large becomes inf, which is refused below
             row = np.array([float(field) for field in fields], dtype=np.float64).astype(np.float32)
@@ -250,7 +250,7 @@ def _numbers(fields: list[str], number: int) -> NDArray[np.float32]:
     return row
 
 
-def _tokenizer(words: dict[str, int], *, lowercase: bool) -> bytes:
+def _make_tokenizer(words: dict[str, int], *, lowercase: bool) -> bytes:
     """A `tokenizer.json`: words at white space and punctuation, joined again with a space between them."""
     special = [(UNKNOWN, len(words)), *((word, row) for word, row in words.items() if word in _MARKS)]
     description: dict[str, Any] = {

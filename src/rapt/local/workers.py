@@ -162,16 +162,16 @@ def privatize_in_processes(
     own = setting.privatizer.share_memory(among=processes)
     busy: deque[Connection] = deque()
     try:
-        with _workers(replace(setting, privatizer=own), count=processes, first_stream=first_stream) as workers:
+        with _start_workers(replace(setting, privatizer=own), count=processes, first_stream=first_stream) as workers:
             for number, chunk in enumerate(chunks):
                 worker = workers[number % processes]
-                done = _received(busy.popleft()) if len(busy) == _IN_FLIGHT * processes else None
+                done = _receive(busy.popleft()) if len(busy) == _IN_FLIGHT * processes else None
                 worker.send(chunk)  # before the records are written, so that it does not wait for the disk
                 busy.append(worker)
                 if done is not None:
                     yield done
             while busy:
-                yield _received(busy.popleft())
+                yield _receive(busy.popleft())
     except (EOFError, BrokenPipeError, ConnectionResetError):
         raise CorpusError(
             f"a worker process must live to the end, got one of {processes} that ended early; "
@@ -180,7 +180,7 @@ def privatize_in_processes(
 
 
 @contextmanager
-def _workers(setting: ChunkSetting, *, count: int, first_stream: int) -> Iterator[list[Connection]]:
+def _start_workers(setting: ChunkSetting, *, count: int, first_stream: int) -> Iterator[list[Connection]]:
     """The pipes to so many workers; all of them are stopped at the end of the block."""
     context = get_context("spawn")  # not fork: a worker begins with nothing of this process but what it is given
     started: list[tuple[SpawnProcess, Connection]] = []
@@ -188,7 +188,7 @@ def _workers(setting: ChunkSetting, *, count: int, first_stream: int) -> Iterato
         for number in range(first_stream, first_stream + count):
             ours, theirs = context.Pipe()
             process = context.Process(target=_work, args=(theirs, number), daemon=True)
-            with theirs, _one_thread():
+            with theirs, _limit_to_one_thread():
                 process.start()
             started.append((process, ours))
         with shared(setting) as given:  # while all of them load their code
@@ -234,7 +234,7 @@ def _take(connection: Connection, waiting: SimpleQueue[Chunk | None]) -> None:
         waiting.put(None)
 
 
-def _received(connection: Connection) -> list[PrivatizedRecord]:
+def _receive(connection: Connection) -> list[PrivatizedRecord]:
     answer: list[PrivatizedRecord] | RaptError = connection.recv()
     if isinstance(answer, RaptError):
         raise answer
@@ -251,7 +251,7 @@ def _keep_freed_memory() -> None:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def _limit_to_one_thread() -> Iterator[None]:
     """The settings of a worker's environment, which it takes from this process at its start."""
     before = {name: os.environ.get(name) for name in _THREAD_SETTINGS}
     os.environ.update(dict.fromkeys(_THREAD_SETTINGS, "1"))

@@ -142,7 +142,7 @@ class OwnPage:
         """Show what could leave in the place of a text, by draws that are thrown away."""
         asked = await _read(request, _LOOK)
         text = check_text(asked["text"])
-        async with self._place(self._looking):
+        async with self._wait_for_place(self._looking):
             return _answer(await asyncio.to_thread(self._look, text, float(asked["strength"])))
 
     def _look(self, text: str, strength: float) -> dict[str, Any]:
@@ -155,7 +155,7 @@ class OwnPage:
         """State what a strength protects and what it does not."""
         strength = float((await _read(request, {"strength": _STRENGTH}))["strength"])
         if strength not in self._statements:
-            async with self._place(self._looking):
+            async with self._wait_for_place(self._looking):
                 self._statements[strength] = await asyncio.to_thread(self._state, strength)
             while len(self._statements) > _MOST_KEPT:
                 self._statements.popitem(last=False)
@@ -170,7 +170,7 @@ class OwnPage:
         """Show the columns of a file, or privatize two of them through the ledger."""
         if request.headers.get("content-type") != "application/octet-stream":
             raise UsageError("a file must come as octets, behind one line of JSON that says what it is")
-        async with self._place(self._working):
+        async with self._wait_for_place(self._working):
             head, _, content = (await read_body(request, most=MOST_BYTES + _LONGEST_HEAD)).partition(b"\n")
             if len(head) > _LONGEST_HEAD:
                 raise UsageError(f"the line before a file must have at most {_LONGEST_HEAD} bytes")
@@ -213,11 +213,11 @@ class OwnPage:
         model = await self._models.find(asked["model"])
         if not (model.is_tuned and model.chooses):
             refuse("the model must be a tuned one that chooses among classes, to be asked at home", "model")
-        async with self._place(self._working):
+        async with self._wait_for_place(self._working):
             return _answer({"answer": await asyncio.to_thread(self._home.answer, model.id, text)})
 
     @asynccontextmanager
-    async def _place(self, places: asyncio.Semaphore) -> AsyncIterator[None]:
+    async def _wait_for_place(self, places: asyncio.Semaphore) -> AsyncIterator[None]:
         """Wait for one's turn at a kind of work (`BusyError` where too many wait)."""
         if self._waiting >= _MOST_WAITING:
             raise BusyError("the page is at work; come again", retry_after=1.0)

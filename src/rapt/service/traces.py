@@ -25,7 +25,7 @@ _MOST_ERRORS: Final = 6
 
 def describe_trace(error: BaseException) -> str:
     """Classes and places of an error and of what led to it, without a message: one line."""
-    told = [f"{type(one).__name__} at {_places(one)}" for one in islice(list_causes(error), _MOST_ERRORS)]
+    told = [f"{type(one).__name__} at {_describe_places(one)}" for one in islice(list_causes(error), _MOST_ERRORS)]
     return ", because of ".join(told)
 
 
@@ -67,20 +67,20 @@ def list_causes(error: BaseException) -> Iterator[BaseException]:
             waiting.append(before)
 
 
-def _places(error: BaseException) -> str:
+def _describe_places(error: BaseException) -> str:
     """Files and lines from where it arose outwards."""
-    places = list(_frames(error.__traceback__))[::-1]
+    places = list(_iterate_frames(error.__traceback__))[::-1]
     told = " < ".join(places[:_MOST_PLACES])
     return (told + " < ..." if len(places) > _MOST_PLACES else told) or "an unknown place"
 
 
-def _frames(trace: TracebackType | None) -> Iterator[str]:
+def _iterate_frames(trace: TracebackType | None) -> Iterator[str]:
     while trace is not None:
-        yield f"{_file(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
+        yield f"{_shorten_path(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
         trace = trace.tb_next
 
 
-def _file(name: str) -> str:
+def _shorten_path(name: str) -> str:
     """The path of a source file inside its package: where it is installed is nobody's business."""
     parts = PurePath(name).parts
     if "rapt" in parts:

@@ -48,20 +48,20 @@ class KnownMechanism:
     unit: Unit = "token"
 
 
-def _known(parameters: str, channel: ChannelKind) -> KnownMechanism:
+def _find_known(parameters: str, channel: ChannelKind) -> KnownMechanism:
     return KnownMechanism(frozenset(parameters.split()), channel)
 
 
 KNOWN_MECHANISMS: Final[Mapping[str, KnownMechanism]] = {
-    "laplace": _known("eta", "laplace"),
-    "exponential": _known("eta beta calibrated prior", "closed"),
-    "soft-pos": _known("eta beta calibrated metric penalty tags", "closed"),
-    "mahalanobis": _known("eta metric mixing", "laplace"),
-    "unit-laplace": _known("eta metric", "laplace"),
-    "vickrey": _known("eta tuning", "two-nearest"),
-    "rank-fix": _known("eta decay", "ranked"),
-    "tem": _known("eta outside", "closed"),
-    "santext": _known("eta", "closed"),
+    "laplace": _find_known("eta", "laplace"),
+    "exponential": _find_known("eta beta calibrated prior", "closed"),
+    "soft-pos": _find_known("eta beta calibrated metric penalty tags", "closed"),
+    "mahalanobis": _find_known("eta metric mixing", "laplace"),
+    "unit-laplace": _find_known("eta metric", "laplace"),
+    "vickrey": _find_known("eta tuning", "two-nearest"),
+    "rank-fix": _find_known("eta decay", "ranked"),
+    "tem": _find_known("eta outside", "closed"),
+    "santext": _find_known("eta", "closed"),
     "custext": KnownMechanism(
         frozenset({"eta", "metric", "set_size"}),
         "closed",

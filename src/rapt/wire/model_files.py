@@ -433,21 +433,21 @@ def _read_header(stream: IO[bytes]) -> tuple[dict[str, Any], int]:
     length = int.from_bytes(stream.read(8), "little")
     raw = stream.read(length) if 0 < length <= _MOST_HEADER_BYTES else b""
     if len(raw) != length or not raw:
-        raise _damaged()
+        raise _make_damaged_error()
     try:
         return parse_object(raw, what="the header"), 8 + length
     except WireError:
-        raise _damaged() from None
+        raise _make_damaged_error() from None
 
 
 def _find_place(entry: Any, *, start: int, size: int, axes: int | None) -> _Place:
     try:
         item_type, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (KeyError, TypeError, ValueError):
-        raise _damaged() from None
+        raise _make_damaged_error() from None
     numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
     if type(item_type) is not str or not all(type(number) is int and number >= 0 for number in numbers):
-        raise _damaged()
+        raise _make_damaged_error()
     if item_type not in _ITEM_TYPES or (axes or len(shape)) != len(shape) or not prod(shape):
         raise VocabularyError(
             f"an embedding table must be rows of {', '.join(_ITEM_TYPES)}, got another type or {len(shape)} axes; "
@@ -456,7 +456,7 @@ def _find_place(entry: Any, *, start: int, size: int, axes: int | None) -> _Plac
             else f"weights must be of {', '.join(_ITEM_TYPES)}, got another type; give a model that is not quantized"
         )
     if end - begin != prod(shape) * np.dtype(_ITEM_TYPES[item_type]).itemsize or start + end > size:
-        raise _damaged()
+        raise _make_damaged_error()
     return _Place(item_type=item_type, shape=tuple(shape), start=start + begin)
 
 
@@ -469,7 +469,7 @@ def _read_place(stream: IO[bytes], place: _Place) -> NDArray[np.float32]:
         dtype = np.dtype(_ITEM_TYPES[place.item_type])
         raw = stream.read(count * dtype.itemsize)
         if len(raw) != count * dtype.itemsize:
-            raise _damaged()
+            raise _make_damaged_error()
         items = np.frombuffer(raw, dtype=dtype)
         if place.item_type == "BF16":  # the upper half of a float32
             items = (items.astype("<u4") << np.uint32(16)).view("<f4")
@@ -478,5 +478,5 @@ def _read_place(stream: IO[bytes], place: _Place) -> NDArray[np.float32]:
     return table
 
 
-def _damaged() -> VocabularyError:
+def _make_damaged_error() -> VocabularyError:
     return VocabularyError("the weights must be a whole safetensors file; it is damaged or cut off: fetch it again")

@@ -120,7 +120,7 @@ def _convert_words(folder: Path, *, model: str) -> bytes:
                 else "install it again"
             )
         ) from None
-    pair = [_piece("SpecialToken", start, 0), _piece("Sequence", "A", 0), _piece("SpecialToken", end, 0)]
+    pair = [_make_piece("SpecialToken", start, 0), _make_piece("Sequence", "A", 0), _make_piece("SpecialToken", end, 0)]
     tokenizer = {
         "version": "1.0",
         "truncation": None,
@@ -140,7 +140,7 @@ def _convert_words(folder: Path, *, model: str) -> bytes:
         "post_processor": {
             "type": "TemplateProcessing",
             "single": pair,
-            "pair": [*pair, _piece("Sequence", "B", 1), _piece("SpecialToken", end, 1)],
+            "pair": [*pair, _make_piece("Sequence", "B", 1), _make_piece("SpecialToken", end, 1)],
             "special_tokens": {
                 token: {"id": token, "ids": [vocab[token]], "tokens": [token]} for token in (start, end)
             },
@@ -180,7 +180,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     return plain
 
 
-def _piece(kind: str, token: str, segment: int) -> dict[str, Any]:
+def _make_piece(kind: str, token: str, segment: int) -> dict[str, Any]:
     return {kind: {"id": token, "type_id": segment}}
 
 

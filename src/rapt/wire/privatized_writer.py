@@ -173,7 +173,7 @@ def write_privatized_file(
                     free_name(stream)
                     put_in_place(partial, path, overwrite=overwrite)
                 else:
-                    with _written_in_order(stream, partial, whole, order=order) as ordered:
+                    with _write_in_order(stream, partial, whole, order=order) as ordered:
                         put_in_place(ordered, path, overwrite=overwrite)
                     free_name(stream)
                     partial.unlink(missing_ok=True)
@@ -190,7 +190,7 @@ def write_privatized_file(
 
 
 @contextmanager
-def _written_in_order(
+def _write_in_order(
     stream: IO[bytes], partial: Path, manifest: Manifest, *, order: Callable[[int], Sequence[int]]
 ) -> Iterator[Path]:
     """Write a second file with the lines of a whole one in another order; it is removed unless it is moved away."""

@@ -16,7 +16,7 @@ from rapt.errors import TuningError, UsageError, VocabularyError
 from rapt.service.adapter.adapter import load_adapter, save_adapter
 from rapt.service.adapter.adapter_check import check_method, list_methods
 from rapt.service.adapter.methods import METHODS
-from rapt.service.adapter.methods.lora import _sizes
+from rapt.service.adapter.methods.lora import _list_sizes
 from rapt.service.answers.decoding import DecodingBatch, RowCache, check_cached_writing
 from rapt.service.answers.generation import GenerationRow
 from rapt.service.answers.prediction import ClassificationRow, classify
@@ -223,12 +223,12 @@ def test_layers_that_share_their_weights_are_one_site_of_a_prefix(tmp_path):
 def test_lora_finds_the_layers_of_attention_by_their_place_where_their_names_are_unknown(tmp_path):
     backbone = load_backbone(str(write_family("qwen2", tmp_path / "qwen2")), precision="float32")
     settings, sites = default_config("lora"), backbone.sites
-    named = _sizes(backbone, settings)
+    named = _list_sizes(backbone, settings)
     assert {name.rsplit(".")[-1] for name in named} == {"q_proj", "v_proj"}
     strange = {name.replace("_proj", "_x"): size for name, size in sites.linear.items()}
-    found = _sizes(replace(backbone, sites=replace(sites, linear=strange)), settings)
+    found = _list_sizes(replace(backbone, sites=replace(sites, linear=strange)), settings)
     assert set(found) == {name for name in strange if "self_attn" in name}
-    nowhere = _sizes(replace(backbone, sites=replace(sites, linear=strange, attention=())), settings)
+    nowhere = _list_sizes(replace(backbone, sites=replace(sites, linear=strange, attention=())), settings)
     assert set(nowhere.values()) == {(32, 32)}
 
 

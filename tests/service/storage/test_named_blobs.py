@@ -90,7 +90,7 @@ def test_bytes_that_others_are_about_to_name_are_not_deleted(store, ada, monkeyp
     model = imported(store, ada, b"both")
     delete_model(store, model.id, caller=ada)
     if lock != "held":
-        monkeypatch.setattr(store_module, "_locked", lambda store, digest, how: nullcontext())
+        monkeypatch.setattr(store_module, "_hold_lock", lambda store, digest, how: nullcontext())
     with store.directory.stage_bytes(b"both") as staged, naming(store, staged):
         # Here the bytes are there and the row is not: whoever deletes the other row, or sweeps, has to wait.
         deleting = Thread(target=release, args=(store, [staged.sha256]))

@@ -107,7 +107,7 @@ def read_config_of_card(card: AdapterCard) -> TuningConfig:
             "an adapter that is attacked must classify single texts with true labels, got another task; audit a model "
             "of single texts"
         )
-    own = {name.removeprefix(_RECONSTRUCTION): settings.pop(name) for name in list(settings) if _of_head(name)}
+    own = {name.removeprefix(_RECONSTRUCTION): settings.pop(name) for name in list(settings) if _reads_head(name)}
     if settings.get("initialization") == "text":  # its words are not on the card
         settings["initialization"] = "vocabulary"
     known = {name: value for name, value in settings.items() if name in TuningConfig.__dataclass_fields__}
@@ -195,5 +195,5 @@ def fit_workshop(workshop: Workshop, card: AdapterCard) -> Workshop:
     return replace(workshop, config=read_config_of_card(card))
 
 
-def _of_head(name: str) -> bool:
+def _reads_head(name: str) -> bool:
     return name.startswith(_RECONSTRUCTION)

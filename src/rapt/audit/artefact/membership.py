@@ -153,7 +153,7 @@ def score_membership(scores: Floats, truth: Bools, *, seed: int = 0, replicates:
         for v, a, b in zip(value, low, high, strict=True)
     ]
     others = int((~truth).sum())
-    p = min(_mann_whitney(row, member) for row, member in zip(scores, truth, strict=True))
+    p = min(_compute_mann_whitney(row, member) for row, member in zip(scores, truth, strict=True))
     return MembershipScore(
         auc=estimates[0],
         true_positives=tuple(
@@ -195,7 +195,7 @@ def _resample(rng: np.random.Generator, size: int) -> Floats:
     return rng.multinomial(size, np.full(size, 1 / size)).astype(np.float64)
 
 
-def _mann_whitney(scores: Floats, members: Bools) -> float:
+def _compute_mann_whitney(scores: Floats, members: Bools) -> float:
     if np.ptp(scores) == 0:
         return 1.0
     return float(stats.mannwhitneyu(scores[members], scores[~members], alternative="greater").pvalue)

@@ -125,19 +125,19 @@ _LEAST_DEVIATION: Final = 1e-6
 
 def lira_online(view: MembershipView) -> Floats:
     """Log ratio of the densities with and without each text, (n,): larger speaks for a member."""
-    inside, outside = _law(view, view.members), _law(view, ~view.members)
+    inside, outside = _fit_law(view, view.members), _fit_law(view, ~view.members)
     score: Floats = _log_density_of_law(view.target, inside) - _log_density_of_law(view.target, outside)
     return score
 
 
 def lira_offline(view: MembershipView) -> Floats:
     """Deviations above the models without each text, (n,)."""
-    mean, deviation = _law(view, ~view.members)
+    mean, deviation = _fit_law(view, ~view.members)
     score: Floats = (view.target - mean) / deviation
     return score
 
 
-def _law(view: MembershipView, chosen: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+def _fit_law(view: MembershipView, chosen: NDArray[np.bool_]) -> tuple[Floats, Floats]:
     """Mean and deviation of the chosen shadow models' confidences in each text, (n,) each."""
     count = chosen.sum(axis=0)
     everywhere = float(view.shadows[chosen].mean())
@@ -158,14 +158,14 @@ def _log_density_of_law(values: Floats, law: tuple[Floats, Floats]) -> Floats:
 def rmia(view: MembershipView) -> Floats:
     """Share of the other texts that the model is relatively less sure of, (n,); a tie counts one half."""
     probability = expit(view.shadows)
-    inside, outside = _mean_over(probability, view.members), _mean_over(probability, ~view.members)
+    inside, outside = _average_over(probability, view.members), _average_over(probability, ~view.members)
     expected = np.log((inside + outside) / 2)
     ratio = -np.logaddexp(0.0, -view.target) - expected
     share: Floats = (stats.rankdata(ratio) - 1) / max(len(ratio) - 1, 1)
     return share
 
 
-def _mean_over(values: Floats, chosen: NDArray[np.bool_]) -> Floats:
+def _average_over(values: Floats, chosen: NDArray[np.bool_]) -> Floats:
     """Mean over the chosen shadow models, (n,), and over all where none is chosen."""
     count = chosen.sum(axis=0)
     mean: Floats = np.where(count > 0, (values * chosen).sum(axis=0) / np.maximum(count, 1), values.mean(axis=0))
@@ -195,7 +195,7 @@ class Sides:
 
 def hierarchical(view: MembershipView) -> Floats:
     """Log ratio of the predictive densities with and without each text, (n,): larger speaks for a member."""
-    target, *shadows = (_scaled(row) for row in (view.target, *view.shadows))
+    target, *shadows = (_scale(row) for row in (view.target, *view.shadows))
     answers, members = np.stack(shadows), view.members
     with_it, without = members.sum(axis=0), (~members).sum(axis=0)
     sides = Sides(
@@ -267,13 +267,13 @@ def shrink_variances(squares: Floats, freedom: Floats) -> Floats:
     excess = float(logs.var(ddof=1) - polygamma(1, half).mean()) if len(logs) > 1 else 0.0
     if excess <= 0:  # no more different than chance makes them
         return np.full(len(squares), np.exp(mean))
-    prior = 2 * _inverse_trigamma(excess)
+    prior = 2 * _invert_trigamma(excess)
     common = np.exp(mean + digamma(prior / 2) - np.log(prior / 2))
     shrunk: Floats = np.maximum((prior * common + squares) / (prior + freedom), _LEAST_VARIANCE)
     return shrunk
 
 
-def _inverse_trigamma(value: float) -> float:
+def _invert_trigamma(value: float) -> float:
     """The x with ψ'(x) = value > 0, by Newton's method on 1 / ψ', which is nearly straight (Smyth 2004, appendix)."""
     x = 0.5 + 1 / value
     for _ in range(_STEPS):
@@ -285,7 +285,7 @@ def _inverse_trigamma(value: float) -> float:
     return x
 
 
-def _scaled(row: Floats) -> Floats:
+def _scale(row: Floats) -> Floats:
     deviation = row.std()
     scaled: Floats = (row - row.mean()) / (deviation if deviation > 0 else 1.0)
     return scaled

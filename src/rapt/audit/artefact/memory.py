@@ -214,19 +214,19 @@ def read_words(workshop: Workshop, models: Models, texts: TokenTexts, *, seed: i
     if all(len(adapter.prompt) for adapter in models.adapters):
         near = np.stack([measure_nearness(workshop.backbone, adapter, words) for adapter in models.adapters])
         readings["nearest"] = near
-        readings["nearest_shadows"] = _against_others(near, truth)
+        readings["nearest_shadows"] = _compare_with_others(near, truth)
     alone = [(word,) for word in words.tolist()]
     answers = np.stack([compute_confidences(workshop.backbone, adapter, alone) for adapter in models.adapters])
-    classes = [_against_others(answers[:, :, label], truth) for label in range(len(texts.names))]
+    classes = [_compare_with_others(answers[:, :, label], truth) for label in range(len(texts.names))]
     readings["asked"] = np.max(classes, axis=0)
-    return tuple(_reading(name, workshop.tuned_on, scores, truth, seed=seed) for name, scores in readings.items())
+    return tuple(_make_reading(name, workshop.tuned_on, scores, truth, seed=seed) for name, scores in readings.items())
 
 
-def _against_others(values: Floats, members: NDArray[np.bool_]) -> Floats:
+def _compare_with_others(values: Floats, members: NDArray[np.bool_]) -> Floats:
     return np.stack([lira_online(view) for view in make_views(values, members)])
 
 
-def _reading(reader: str, tuned_on: str, scores: Floats, truth: NDArray[np.bool_], *, seed: int) -> WordRecovery:
+def _make_reading(reader: str, tuned_on: str, scores: Floats, truth: NDArray[np.bool_], *, seed: int) -> WordRecovery:
     first: Sequence[NDArray[np.bool_]] = [
         row[np.argsort(-score, kind="stable")[:FIRST]] for score, row in zip(scores, truth, strict=True)
     ]

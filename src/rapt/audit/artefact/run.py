@@ -298,7 +298,7 @@ def weigh_evidence_on_models(found: ArtefactFindings, *, tuned_on: str) -> tuple
         for result in found.canaries
         if result.tuned_on == tuned_on and result.repetitions > 0
     ]
-    return _together(tests)
+    return _join_evidence(tests)
 
 
 def weigh_evidence_on_adapter(given: GivenAdapter) -> tuple[Evidence, ...]:
@@ -308,10 +308,10 @@ def weigh_evidence_on_adapter(given: GivenAdapter) -> tuple[Evidence, ...]:
         for attack in given.attacks
     ]
     counting = {test for attack, (_, test, _) in zip(given.attacks, tests, strict=True) if attack.counts}
-    return tuple(entry for entry in _together(tests) if entry.test in counting)
+    return tuple(entry for entry in _join_evidence(tests) if entry.test in counting)
 
 
-def _together(tests: Sequence[tuple[str, str, float]]) -> tuple[Evidence, ...]:
+def _join_evidence(tests: Sequence[tuple[str, str, float]]) -> tuple[Evidence, ...]:
     corrected = correct_by_holm([p for _, _, p in tests])
     listed = [
         Evidence(part=part, test=test, p=p, corrected=better)

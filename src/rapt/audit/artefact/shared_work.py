@@ -108,7 +108,7 @@ def do_task(setting: tuple[Shop, TokenTexts], task: ModelTask) -> Files:
     if task.places is not None:
         tuned = workshop.tune(texts.at(task.places), seed=task.seed)
         # No file may say that it is of clear text: `SharedWork.tune` puts that back.
-        return adapter_to_files(_restate(tuned, _stated(shop.workshop)))
+        return adapter_to_files(_restate(tuned, _state_mechanism(shop.workshop)))
     found = find_canaries(workshop, texts, repetitions=task.repetitions, canaries=task.canaries, seed=task.seed)
     return {_RESULT: json.dumps(to_json(found)).encode()}
 
@@ -117,7 +117,7 @@ def _restate(adapter: Adapter, setting: MechanismSetting) -> Adapter:
     return replace(adapter, card=replace(adapter.card, mechanism=setting))
 
 
-def _stated(workshop: Workshop) -> MechanismSetting:
+def _state_mechanism(workshop: Workshop) -> MechanismSetting:
     assert workshop.mechanism is not None, "a shop has a mechanism"
     return workshop.mechanism.setting
 
@@ -145,7 +145,7 @@ class SharedWork:
         tasks = [ModelTask(privatized=privatized, seed=seed, places=tuple(places.tolist())) for places, seed in parts]
         files = self._do(tasks, on_done=on_done)
         workshop = self.shop.workshop
-        stated = _stated(workshop) if privatized else CLEAR
+        stated = _state_mechanism(workshop) if privatized else CLEAR
         return [_restate(adapter_from_files(one, backbone=workshop.backbone), stated) for one in files]
 
     def find_canaries(

@@ -177,7 +177,7 @@ def _make(desk: Desk, on_progress: Progress | None) -> Shadow:
     chosen = order[: int(np.searchsorted(held, SHADOW_TOKENS)) + 1]
     texts = [desk.public.contents[i] for i in chosen]
     released = desk.mechanism().privatize(np.concatenate(texts), rng=rng)
-    channel = _with_outputs(desk, np.unique(released), on_progress)
+    channel = _add_outputs(desk, np.unique(released), on_progress)
     lattice = build_lattice(channel, released, desk.prior(), width=desk.lattice().candidates.shape[1] - 1)
     rest = [desk.public.contents[i] for i in order[len(chosen) :]]
     middle = len(texts) // 2
@@ -195,7 +195,7 @@ def _make(desk: Desk, on_progress: Progress | None) -> Shadow:
     return Shadow(texts=tuple(texts), released=released, others=tuple(rest), lattice=lattice, beliefs=beliefs)
 
 
-def _with_outputs(desk: Desk, outputs: Ints, on_progress: Progress | None) -> ChannelEstimate:
+def _add_outputs(desk: Desk, outputs: Ints, on_progress: Progress | None) -> ChannelEstimate:
     """The channel at these outputs, of which those that were seen are there already."""
     known = desk.channel()
     missing = np.setdiff1d(outputs, known.outputs)

@@ -109,7 +109,7 @@ class Denoiser:
         with torch.inference_mode():
             for group in batch_texts(lengths, np.arange(len(lengths)), together=_BATCH):
                 places, inside = padded_places(lengths, group)
-                logits = self.network(*_inputs(candidates, beliefs, places, inside)).log_softmax(dim=-1)
+                logits = self.network(*_make_inputs(candidates, beliefs, places, inside)).log_softmax(dim=-1)
                 found[places[inside]] = logits.double().numpy()[inside]
         return found
 
@@ -138,7 +138,7 @@ def train_denoiser(
     rng = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network, what = _network(bundle, longest=int(lengths.max()))
+        network, what = _make_network(bundle, longest=int(lengths.max()))
         hits = candidates[:, :-1] == truth[:, None]
         target = np.where(hits.any(axis=1), hits.argmax(axis=1), candidates.shape[1] - 1)
         order = rng.permutation(len(lengths))
@@ -147,7 +147,7 @@ def train_denoiser(
         training = training[lengths[training] > 0]
         if not len(training):
             return Denoiser(network.eval(), f"{what}, not trained: too few texts")
-        before = best = _loss(network, candidates, beliefs, target, lengths, held)
+        before = best = _compute_loss(network, candidates, beliefs, target, lengths, held)
         state = copy.deepcopy(network.state_dict())
         trainer = Trainer(
             [
@@ -170,14 +170,14 @@ def train_denoiser(
             for _ in trainer.follow(batches, descend, rate=lambda step: scale_rate(step, steps, rise=_RISE)):
                 if on_progress is not None:
                     on_progress(trainer.steps / steps)
-            now = _loss(network, candidates, beliefs, target, lengths, held)
+            now = _compute_loss(network, candidates, beliefs, target, lengths, held)
             if now < best:
                 best, state = now, copy.deepcopy(network.state_dict())
         network.load_state_dict(state)
     return Denoiser(network.eval(), f"{what}; held-out loss {before:.3f} before and {best:.3f} nats after training")
 
 
-def _network(bundle: VocabularyBundle, *, longest: int) -> tuple[_Network, str]:
+def _make_network(bundle: VocabularyBundle, *, longest: int) -> tuple[_Network, str]:
     bert = pretrained_encoder(bundle, longest=longest)
     if bert is not None:
         words = bert.embeddings.word_embeddings.weight.requires_grad_(False)
@@ -197,7 +197,9 @@ def pretrained_encoder(bundle: VocabularyBundle, *, longest: int) -> BertModel |
     return bert if longest <= bert.config.max_position_embeddings else None
 
 
-def _loss(network: _Network, candidates: Ints, beliefs: Floats, target: Ints, lengths: Ints, texts: Ints) -> float:
+def _compute_loss(
+    network: _Network, candidates: Ints, beliefs: Floats, target: Ints, lengths: Ints, texts: Ints
+) -> float:
     network.eval()
     total, tokens = 0.0, 0
     with torch.inference_mode():
@@ -212,11 +214,11 @@ def _batch_loss(
     network: _Network, candidates: Ints, beliefs: Floats, target: Ints, lengths: Ints, group: Ints
 ) -> Tensor:
     places, inside = padded_places(lengths, group)
-    logits = network(*_inputs(candidates, beliefs, places, inside))
+    logits = network(*_make_inputs(candidates, beliefs, places, inside))
     wanted = torch.from_numpy(np.where(inside, target[places], -100))
     return nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten())
 
 
-def _inputs(candidates: Ints, beliefs: Floats, places: Ints, inside: NDArray[np.bool_]) -> tuple[Tensor, ...]:
+def _make_inputs(candidates: Ints, beliefs: Floats, places: Ints, inside: NDArray[np.bool_]) -> tuple[Tensor, ...]:
     floor = np.maximum(beliefs[places], _LEAST_BELIEF).astype(np.float32)
     return torch.from_numpy(candidates[places]), torch.from_numpy(floor), torch.from_numpy(inside)

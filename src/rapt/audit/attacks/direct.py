@@ -127,9 +127,9 @@ def classify_texts(examples: Sequence[Ints], values: Ints, targets: Sequence[Int
         targets: Tokens of the texts that are attacked.
         size: Rows of the table.
     """
-    counts, others = _counts(examples, size), _counts(targets, size)
+    counts, others = _count_tokens(examples, size), _count_tokens(targets, size)
     weight = np.log((1 + len(examples)) / (1 + np.asarray((counts > 0).sum(axis=0)).ravel())) + 1
-    features, wanted = _unit(counts, weight), _unit(others, weight)
+    features, wanted = _scale_to_unit(counts, weight), _scale_to_unit(others, weight)
     used = np.flatnonzero(np.asarray(counts.sum(axis=0)).ravel())
     coefficients, bias = _fit(features[:, used], values)
     scores = wanted[:, used] @ coefficients + bias
@@ -137,7 +137,7 @@ def classify_texts(examples: Sequence[Ints], values: Ints, targets: Sequence[Int
     return order
 
 
-def _counts(texts: Sequence[Ints], size: int) -> sparse.csr_array:
+def _count_tokens(texts: Sequence[Ints], size: int) -> sparse.csr_array:
     rows = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
     columns = np.concatenate([np.empty(0, dtype=np.int64), *texts])
     found = sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(texts), size))
@@ -145,7 +145,7 @@ def _counts(texts: Sequence[Ints], size: int) -> sparse.csr_array:
     return found
 
 
-def _unit(counts: sparse.csr_array, weight: NDArray[np.float64]) -> sparse.csr_array:
+def _scale_to_unit(counts: sparse.csr_array, weight: NDArray[np.float64]) -> sparse.csr_array:
     found = counts.copy()
     found.data = 1 + np.log(found.data)
     found = sparse.csr_array(found.multiply(weight))
@@ -251,14 +251,14 @@ def _fit_to_label(
                 _SHRINKAGE, key=lambda strength: float(np.log(shrunk(learned, strength).probabilities[flat]).sum())
             )
         own = fit_ngram(learned, shrunk(learned, strength), order=3)
-        weight = _weigh(_probabilities(everybody, judged), _probabilities(own, judged))
+        weight = _weigh(_compute_probabilities(everybody, judged), _compute_probabilities(own, judged))
     texts = [*learned, *judged]
     prior = shrunk(texts, strength)
     pairs, triples = (MixedModel(desk.ngrams(order=n), fit_ngram(texts, prior, order=n), weight) for n in (2, 3))
     return pairs, triples
 
 
-def _probabilities(model: NgramModel, texts: Sequence[Ints]) -> Floats:
+def _compute_probabilities(model: NgramModel, texts: Sequence[Ints]) -> Floats:
     """P of each token of these texts, and of each end, given the two before."""
     edge = [model.boundary]
     padded = [np.concatenate([edge, edge, text, edge]) for text in texts]

@@ -129,16 +129,16 @@ def sweep_with_masked_model(desk: Desk, *, on_progress: Progress | None = None) 
         def conditional(tokens: Ints, asked: NDArray[np.bool_]) -> Floats:
             candidates = lattice.candidates[asked, :-1]
             found = model.log_probability(tokens, asked, candidates, lengths=lengths)
-            return _with_something_else(found, lattice.prior[asked])
+            return _add_something_else(found, lattice.prior[asked])
 
         return conditional
 
     # On the shadow text the weights are fitted to one look, given the n-grams' choice.
     start = rank_candidates(known.lattice, known.beliefs)[:, 0]
     look = look_once(said(known.lattice, known.lengths), start, known.lengths, width=known.beliefs.shape[1])
-    weights = weigh(_features(known.lattice, known.beliefs, look), known.target, start=_START)
+    weights = weigh(_compute_features(known.lattice, known.beliefs, look), known.target, start=_START)
     own = said(lattice, lengths)
-    still = np.tensordot(weights[:-1], _features(lattice, beliefs, None), axes=1)
+    still = np.tensordot(weights[:-1], _compute_features(lattice, beliefs, None), axes=1)
     found = sweep(
         lattice.candidates,
         still,
@@ -164,7 +164,7 @@ def look_once(conditional: Conditional, tokens: Ints, lengths: Ints, *, width: i
     return found
 
 
-def _features(lattice: Lattice, beliefs: Floats, look: Floats | None) -> Floats:
+def _compute_features(lattice: Lattice, beliefs: Floats, look: Floats | None) -> Floats:
     """The features of each candidate, (F, n, K + 1); the last is the language model, if it was asked."""
     something_else = np.zeros(beliefs.shape)
     something_else[:, -1] = 1
@@ -173,7 +173,7 @@ def _features(lattice: Lattice, beliefs: Floats, look: Floats | None) -> Floats:
     return np.maximum(np.stack(parts), LEAST)
 
 
-def _with_something_else(found: Floats, prior: Floats) -> Floats:
+def _add_something_else(found: Floats, prior: Floats) -> Floats:
     """A last column: how much likelier than by frequency alone a token is that is not a candidate, in nats."""
     left, usual = 1 - np.exp(found).sum(axis=1), 1 - np.exp(prior[:, :-1]).sum(axis=1)
     return np.column_stack([found, np.log(np.maximum(left, 1e-6) / np.maximum(usual, 1e-6))])

@@ -118,21 +118,21 @@ class PairClassifier:
         found = np.empty(candidates.size)
         done = 0
         with torch.inference_mode():
-            for asked in _of_one_length(np.repeat(_length_of_each(lengths), width), together=_TOGETHER):
-                logits = self.network(*self._pairs(seen, lengths, asked // width, candidates.ravel()[asked]))
+            for asked in _group_by_length(np.repeat(_measure_lengths(lengths), width), together=_TOGETHER):
+                logits = self.network(*self._make_pairs(seen, lengths, asked // width, candidates.ravel()[asked]))
                 found[asked] = nn.functional.logsigmoid(logits).double().numpy()
                 done += len(asked)
                 if on_progress is not None:
                     on_progress(done / len(found))
         return found.reshape(n, width)
 
-    def _pairs(self, seen: Ints, lengths: Ints, asked: Ints, candidates: Ints) -> tuple[Tensor, Tensor]:
+    def _make_pairs(self, seen: Ints, lengths: Ints, asked: Ints, candidates: Ints) -> tuple[Tensor, Tensor]:
         """Ids of pairs, (B, 2T + 3), and which sentence each place belongs to, (2T + 3,).
 
         The asked tokens stand in texts of one length.
         """
         place = place_in_text(lengths)[asked]
-        length = int(_length_of_each(lengths)[asked[0]])
+        length = int(_measure_lengths(lengths)[asked[0]])
         text = seen[(asked - place)[:, None] + np.arange(length)]
         second = text.copy()
         second[np.arange(len(asked)), place] = candidates
@@ -168,21 +168,21 @@ def train_pair_classifier(
     rng = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        classifier = _untrained(bundle, longest=longest)
-        asked, chosen, right = _examples(candidates, truth, rng=rng)
-        of_each = _length_of_each(lengths)
-        steps = _EPOCHS * sum(1 for _ in _of_one_length(of_each[asked], together=_BATCH))
+        classifier = _make_untrained(bundle, longest=longest)
+        asked, chosen, right = _make_examples(candidates, truth, rng=rng)
+        of_each = _measure_lengths(lengths)
+        steps = _EPOCHS * sum(1 for _ in _group_by_length(of_each[asked], together=_BATCH))
         trained = ParameterGroup(dict(classifier.network.named_parameters()), _RATE)
         trainer = Trainer([trained], way_out="leave the attack out")
 
         def draw_batches() -> Iterator[Ints]:
             for _ in range(_EPOCHS):
                 order = rng.permutation(len(asked))
-                drawn = list(_of_one_length(of_each[asked[order]], together=_BATCH))
+                drawn = list(_group_by_length(of_each[asked[order]], together=_BATCH))
                 yield from (order[drawn[turn]] for turn in rng.permutation(len(drawn)))
 
         def descend(rows: Ints) -> Losses:
-            logits = classifier.network(*classifier._pairs(seen, lengths, asked[rows], chosen[rows]))
+            logits = classifier.network(*classifier._make_pairs(seen, lengths, asked[rows], chosen[rows]))
             return back_propagate(nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(right[rows])))
 
         classifier.network.train()
@@ -195,7 +195,9 @@ def train_pair_classifier(
     )
 
 
-def _examples(candidates: Ints, truth: Ints, *, rng: np.random.Generator) -> tuple[Ints, Ints, NDArray[np.float32]]:
+def _make_examples(
+    candidates: Ints, truth: Ints, *, rng: np.random.Generator
+) -> tuple[Ints, Ints, NDArray[np.float32]]:
     """Tokens that are asked about, the candidates, and which are right."""
     tokens = rng.permutation(len(truth))[:_TRAINED_TOKENS]
     hits = candidates[tokens] == truth[tokens, None]
@@ -208,7 +210,7 @@ def _examples(candidates: Ints, truth: Ints, *, rng: np.random.Generator) -> tup
     return asked, chosen, right
 
 
-def _untrained(bundle: VocabularyBundle, *, longest: int) -> PairClassifier:
+def _make_untrained(bundle: VocabularyBundle, *, longest: int) -> PairClassifier:
     bert = pretrained_encoder(bundle, longest=2 * longest + 3)
     if bert is not None:
         names = json.loads(bundle.tokenizer_json)["model"]["vocab"]
@@ -219,11 +221,11 @@ def _untrained(bundle: VocabularyBundle, *, longest: int) -> PairClassifier:
     return PairClassifier(network, "a small classifier of candidates", len(table), len(table) + 1)
 
 
-def _length_of_each(lengths: Ints) -> Ints:
+def _measure_lengths(lengths: Ints) -> Ints:
     return np.repeat(lengths, lengths)
 
 
-def _of_one_length(lengths: Ints, *, together: int) -> Iterator[Ints]:
+def _group_by_length(lengths: Ints, *, together: int) -> Iterator[Ints]:
     """Places whose texts have one length, up to so many at once."""
     order = np.argsort(lengths, kind="stable")
     for group in np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1):

@@ -165,7 +165,7 @@ def name_repeated(desk: Desk, *, on_progress: Progress | None = None) -> Repetit
         named[places[better]] = evidence.words[column.word]
         held[places[better]] = chance[better]
 
-    columns = list(_columns_by_position(view.lengths))
+    columns = list(_iterate_columns(view.lengths))
     for number, places in enumerate(columns):
         column = _weigh_column(evidence, seen[places])
         if column.odds > np.log(_ODDS * len(columns)):
@@ -215,7 +215,7 @@ def _weigh_column(evidence: _Evidence, outputs: Ints) -> _Column:
     return _Column(odds=odds, word=int(best[word]), member=member[place])
 
 
-def _columns_by_position(lengths: Ints) -> Iterator[Ints]:
+def _iterate_columns(lengths: Ints) -> Iterator[Ints]:
     """Places equally far from the beginning of their texts, and from the end."""
     starts, ends = np.cumsum(lengths) - lengths, np.cumsum(lengths)
     for far in range(min(_POSITIONS, int(lengths.max(initial=0)))):

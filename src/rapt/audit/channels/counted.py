@@ -116,10 +116,10 @@ def _weigh_distances(
     table = asked.bundle.embeddings
     if len(origins) == 0:
         return np.ones(0)
-    apart = _distances(table, origins, targets)
+    apart = _compute_distances(table, origins, targets)
     chosen = rng.choice(len(origins), size=_DISTANT_PAIRS, p=counts / counts.sum())
     others = np.searchsorted(np.cumsum(hubs / hubs.sum()), rng.random(_DISTANT_PAIRS))
-    chance = _distances(table, origins[chosen], np.minimum(others, len(table) - 1))
+    chance = _compute_distances(table, origins[chosen], np.minimum(others, len(table) - 1))
     edges = np.unique(np.quantile(apart, np.linspace(0, 1, _BINS + 1)[1:-1]))
     seen = np.bincount(np.searchsorted(edges, apart), weights=counts, minlength=len(edges) + 1)
     expected = np.bincount(np.searchsorted(edges, chance), minlength=len(edges) + 1)
@@ -127,7 +127,7 @@ def _weigh_distances(
     return share[np.searchsorted(edges, apart)]
 
 
-def _distances(table: NDArray[np.float32], left: Ints, right: Ints) -> Floats:
+def _compute_distances(table: NDArray[np.float32], left: Ints, right: Ints) -> Floats:
     found = np.empty(len(left))
     for start in range(0, len(left), _BLOCK):
         part = slice(start, start + _BLOCK)

@@ -121,10 +121,10 @@ def estimate_laplace_channel(
     )
     held = np.unique(listed)
     columns = np.searchsorted(held, listed)
-    names, scores = _strongest(game, held, on_progress=on_progress)
-    stays = None if tuning is None else _chance_of_first(game, held, scores, tuning=tuning)
+    names, scores = _find_strongest(game, held, on_progress=on_progress)
+    stays = None if tuning is None else _compute_chance_of_first(game, held, scores, tuning=tuning)
     likelihood = np.empty((*listed.shape, draws), dtype=np.float32)
-    for block in _blocks(len(outputs), _OUTPUT_BLOCK):
+    for block in _iterate_blocks(len(outputs), _OUTPUT_BLOCK):
         likelihood[block] = _integrate(
             game,
             places[block],
@@ -153,10 +153,10 @@ def compute_rough_log_channel(
     """
     game = _draw(bundle, setting, draws=_ADDED_DRAWS, rng=rng)
     places = np.searchsorted(game.eligible, outputs)
-    deviation = _deviation(game, places, eta=setting.eta)
+    deviation = _compute_deviation(game, places, eta=setting.eta)
     found = np.empty((len(sources), len(outputs)), dtype=np.float32)
-    for block in _blocks(len(sources), _SOURCE_BLOCK):
-        level, others = _rough_level(game, sources[block], draws=_ADDED_DRAWS, strongest=_ADDED_STRONGEST)
+    for block in _iterate_blocks(len(sources), _SOURCE_BLOCK):
+        level, others = _estimate_level(game, sources[block], draws=_ADDED_DRAWS, strongest=_ADDED_STRONGEST)
         # A source need not beat itself.
         level = np.where(sources[block, None] == outputs, others[:, None], level[:, None])
         reach = game.table[sources[block]] @ game.rows[places].T - level - game.half_square[places]
@@ -188,7 +188,7 @@ def _draw(bundle: VocabularyBundle, setting: MechanismSetting, *, draws: int, rn
     return _Game(table, rows, bundle.eligible, half_square, stretched, reach, variance32, noise32, level)
 
 
-def _deviation(game: _Game, places: Ints, *, eta: float) -> Floats:
+def _compute_deviation(game: _Game, places: Ints, *, eta: float) -> Floats:
     """The standard deviation of the noise's part in the score of each output, (O,), above 0."""
     found: Floats = np.float32(np.sqrt(game.table.shape[1] + 1) / eta) * game.reach[places]
     return np.maximum(found, np.finfo(np.float32).tiny)
@@ -212,12 +212,12 @@ def _nominate(
     multiple of their sum over the kept ones: the values are off by a factor, which is much the same for both.
     A second token need not beat the source.
     """
-    level = _rough_level(game, tried)[1 if second else 0]
-    deviation = _deviation(game, places, eta=eta)
+    level = _estimate_level(game, tried)[1 if second else 0]
+    deviation = _compute_deviation(game, places, eta=eta)
     log_prior = np.log(prior).astype(np.float32)
     sources = np.repeat(outputs[:, None], 1 + kept, axis=1)
     beyond = np.zeros(len(outputs))
-    for block in _blocks(len(outputs), _SOURCE_BLOCK):
+    for block in _iterate_blocks(len(outputs), _SOURCE_BLOCK):
         reach = game.rows[places[block]] @ game.table[tried].T - level - game.half_square[places[block], None]
         value = log_ndtr(reach / deviation[block, None]) + log_prior
         value[outputs[block, None] == tried] = -np.inf
@@ -230,18 +230,18 @@ def _nominate(
     return sources, beyond
 
 
-def _rough_level(
+def _estimate_level(
     game: _Game, tried: Ints, *, draws: int = _ROUGH_DRAWS, strongest: int = _STRONGEST
 ) -> tuple[Floats, Floats]:
     """Mean over draws of the best competitor's score, with the source itself among them and without, (len(tried),)."""
     total, others = np.zeros(len(tried), dtype=np.float32), np.zeros(len(tried), dtype=np.float32)
     draws = min(draws, len(game.noise))
-    own = _position(game, tried)
+    own = _find_positions(game, tried)
     table = game.table[tried]
     itself = np.einsum("ij,ij->i", table, game.rows[own])
     competes = game.eligible[own] == tried
     for k in range(draws):
-        strong = np.sort(_top(game.level[k], strongest))
+        strong = np.sort(_pick_top(game.level[k], strongest))
         score = table @ game.rows[strong].T + game.level[k, strong]
         place = np.minimum(np.searchsorted(strong, own), len(strong) - 1)
         mine = np.flatnonzero(competes & (strong[place] == own))
@@ -253,7 +253,7 @@ def _rough_level(
     return total / scale, others / scale
 
 
-def _strongest(
+def _find_strongest(
     game: _Game, held: Ints, *, on_progress: Callable[[float], None] | None
 ) -> tuple[NDArray[np.int32], Floats]:
     """The competitors nearest to the noisy vector of each source and draw: places and scores, (S, K, M)."""
@@ -262,22 +262,22 @@ def _strongest(
     table = game.table[held]
     near = np.empty((len(held), min(_NEAR_SOURCE, all_places)), dtype=np.int64)
     near_product = np.empty(near.shape, dtype=np.float32)
-    for block in _blocks(len(held), _SOURCE_BLOCK):
+    for block in _iterate_blocks(len(held), _SOURCE_BLOCK):
         product = table[block] @ game.rows.T
-        near[block] = _top(product - game.half_square, near.shape[1])
+        near[block] = _pick_top(product - game.half_square, near.shape[1])
         near_product[block] = np.take_along_axis(product, near[block], axis=1)
     names = np.empty((len(held), draws, wanted), dtype=np.int32)
     scores = np.empty((len(held), draws, wanted), dtype=np.float32)
     for k in range(draws):
-        strong = _top(game.level[k], _STRONGEST)
+        strong = _pick_top(game.level[k], _STRONGEST)
         is_strong = np.zeros(all_places, dtype=bool)
         is_strong[strong] = True
         near_score = np.where(is_strong[near], -np.inf, near_product + game.level[k, near]).astype(np.float32)
         rows, level = game.rows[strong].T, game.level[k, strong]
-        for block in _blocks(len(held), _SOURCE_BLOCK):
+        for block in _iterate_blocks(len(held), _SOURCE_BLOCK):
             score = np.concatenate([table[block] @ rows + level, near_score[block]], axis=1)
             place = np.concatenate([np.broadcast_to(strong, (len(score), len(strong))), near[block]], axis=1)
-            best = _top(score, wanted)
+            best = _pick_top(score, wanted)
             names[block, k] = np.take_along_axis(place, best, axis=1)
             scores[block, k] = np.take_along_axis(score, best, axis=1)
         if on_progress is not None:
@@ -285,7 +285,7 @@ def _strongest(
     return names, scores
 
 
-def _chance_of_first(game: _Game, held: Ints, scores: Floats, *, tuning: float) -> Floats:
+def _compute_chance_of_first(game: _Game, held: Ints, scores: Floats, *, tuning: float) -> Floats:
     """The probability that `vickrey` puts out the nearest token, of each source and draw, (S, K)."""
     table = game.table[held]
     # A score is half of what a token's squared distance lacks of the noisy vector's squared length.
@@ -330,9 +330,11 @@ def _integrate(
 
     offset = (np.arange(size, dtype=np.int32) * np.int32(along.shape[1]))[:, None, None, None]
     slope = own_along[:, None, None, None] - along.ravel().take(names + offset)
-    bounds = _bounds(scores - score[..., None], slope, names == places[:, None, None, None], two=stays is not None)
+    bounds = _bound_moves(scores - score[..., None], slope, names == places[:, None, None, None], two=stays is not None)
 
-    near = _top(outputs @ game.rows.T - game.half_square, min(NEIGHBOURS + 1, along.shape[1]))  # (B, N), y among them
+    near = _pick_top(
+        outputs @ game.rows.T - game.half_square, min(NEIGHBOURS + 1, along.shape[1])
+    )  # (B, N), y among them
     near_score = (
         np.einsum("bsd,bnd->bsn", sources, game.rows[near])[:, :, None, :]
         + np.moveaxis(game.level[:, near], 0, 1)[:, None]
@@ -342,7 +344,7 @@ def _integrate(
     if stays is not None:
         # One competitor, in both lists, would count as two that beat y.
         ignored = ignored | (near[:, None, None, :, None] == names[..., None, :]).any(axis=4)
-    near_bounds = _bounds(near_score - score[..., None], slope, ignored, two=stays is not None)
+    near_bounds = _bound_moves(near_score - score[..., None], slope, ignored, two=stays is not None)
 
     deviation = np.sqrt(game.variance.astype(np.float64))
     drawn = (unit @ game.noise.T)[:, None, :]
@@ -366,7 +368,9 @@ def _integrate(
     return found
 
 
-def _bounds(gap: Floats, slope: Floats, ignored: NDArray[np.bool_], *, two: bool) -> tuple[list[Floats], list[Floats]]:
+def _bound_moves(
+    gap: Floats, slope: Floats, ignored: NDArray[np.bool_], *, two: bool
+) -> tuple[list[Floats], list[Floats]]:
     """The bounds that the competitors on the last axis put on a move τ along u: τ * slope >= gap for each.
 
     The largest from below and the smallest from above, and with `two` the next of each as well.
@@ -388,12 +392,12 @@ def _bounds(gap: Floats, slope: Floats, ignored: NDArray[np.bool_], *, two: bool
     return [low[..., -1], low[..., -2]], [high[..., 0], high[..., 1]]
 
 
-def _position(game: _Game, ids: Ints) -> Ints:
+def _find_positions(game: _Game, ids: Ints) -> Ints:
     """Place of each id among the competitors; a wrong but valid place for an id that is not eligible."""
     return np.minimum(np.searchsorted(game.eligible, ids), len(game.eligible) - 1)
 
 
-def _top(values: Floats, count: int) -> Ints:
+def _pick_top(values: Floats, count: int) -> Ints:
     """Places of the `count` largest values on the last axis, in no order."""
     size = values.shape[-1]
     if count >= size:
@@ -401,6 +405,6 @@ def _top(values: Floats, count: int) -> Ints:
     return np.argpartition(values, size - count, axis=-1)[..., size - count :]
 
 
-def _blocks(size: int, block: int) -> Iterator[slice]:
+def _iterate_blocks(size: int, block: int) -> Iterator[slice]:
     for start in range(0, size, block):
         yield slice(start, min(start + block, size))

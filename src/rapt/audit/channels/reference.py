@@ -127,12 +127,14 @@ class _Stated:
 Scored = NDArray[np.float32]
 
 
-def _nearest(stated: _Stated, inputs: Ints, noisy: Scored, scores: Scored, rng: np.random.Generator) -> Ints:
+def _find_nearest(stated: _Stated, inputs: Ints, noisy: Scored, scores: Scored, rng: np.random.Generator) -> Ints:
     found: Ints = scores.argmax(axis=1)
     return found
 
 
-def _nearest_of_class(stated: _Stated, inputs: Ints, noisy: Scored, scores: Scored, rng: np.random.Generator) -> Ints:
+def _find_nearest_of_class(
+    stated: _Stated, inputs: Ints, noisy: Scored, scores: Scored, rng: np.random.Generator
+) -> Ints:
     """The nearest among the outputs of the input's class, or among all where the class has none."""
     assert stated.classes is not None  # only `pct2t` chooses by class
     alike = stated.classes[stated.eligible] == stated.classes[inputs][:, None]
@@ -141,7 +143,7 @@ def _nearest_of_class(stated: _Stated, inputs: Ints, noisy: Scored, scores: Scor
     return found
 
 
-def _by_rank(stated: _Stated, inputs: Ints, noisy: Scored, scores: Scored, rng: np.random.Generator) -> Ints:
+def _draw_by_rank(stated: _Stated, inputs: Ints, noisy: Scored, scores: Scored, rng: np.random.Generator) -> Ints:
     """The k-th nearest output of the one that is nearest to the noisy vector, k drawn from a table of its law."""
     first: Ints = scores.argmax(axis=1)
     law = np.cumsum(np.exp(-stated.read("decay") * stated.setting.eta * np.arange(len(stated.rows))))
@@ -153,7 +155,9 @@ def _by_rank(stated: _Stated, inputs: Ints, noisy: Scored, scores: Scored, rng: 
     return found
 
 
-def _first_or_second(stated: _Stated, inputs: Ints, noisy: Scored, scores: Scored, rng: np.random.Generator) -> Ints:
+def _draw_first_or_second(
+    stated: _Stated, inputs: Ints, noisy: Scored, scores: Scored, rng: np.random.Generator
+) -> Ints:
     """The choice of the Vickrey mechanism between the nearest token and the next, by their distances."""
     if scores.shape[1] < 2:
         return np.zeros(len(scores), dtype=np.int64)
@@ -171,11 +175,11 @@ def _first_or_second(stated: _Stated, inputs: Ints, noisy: Scored, scores: Score
 
 _CHOICES: Final[Mapping[str, Callable[..., Ints]]] = MappingProxyType(
     {
-        "laplace": _nearest,
-        "unit-laplace": _nearest,
-        "mahalanobis": _nearest,
-        "vickrey": _first_or_second,
-        "rank-fix": _by_rank,
-        "pct2t": _nearest_of_class,
+        "laplace": _find_nearest,
+        "unit-laplace": _find_nearest,
+        "mahalanobis": _find_nearest,
+        "vickrey": _draw_first_or_second,
+        "rank-fix": _draw_by_rank,
+        "pct2t": _find_nearest_of_class,
     }
 )

@@ -144,7 +144,7 @@ def play_membership(crowd: CrowdInClear, *, models: int = MODELS, seed: int = 0)
         side = rng.integers(2, size=len(pairs))
         chosen = pairs[np.arange(len(pairs)), side]
         head = crowd.tune(crowd.release(crowd.codes[chosen]), crowd.labels[chosen], penalty=penalty)
-        answers.append(_confidences(head, crowd.codes[places], crowd.labels[places]))
+        answers.append(_compute_confidences(head, crowd.codes[places], crowd.labels[places]))
         members.append(np.concatenate([side == 0, side == 1]))
     named = attack_each(np.stack(answers), np.stack(members), seed=seed)
     strongest = max(named, key=lambda found: found.score.auc.value)
@@ -178,7 +178,7 @@ def find_canary(
             chosen = np.concatenate([crowd_of, np.full(count, put)])
             labels = np.concatenate([crowd.labels[crowd_of], np.repeat(wrong, count)])
             head = crowd.tune(crowd.release(crowd.codes[chosen]), labels, penalty=penalty)
-            said[trial] = _confidences(head, crowd.codes[[canary]], wrong)[0]
+            said[trial] = _compute_confidences(head, crowd.codes[[canary]], wrong)[0]
             heads[trial] = np.concatenate([part.numpy().ravel() for part in head])
         half = trials // 2  # the attacker's own
         statistic, answers = decide({"confidence": said[:, None], "head": heads}, truth[:half])
@@ -231,7 +231,7 @@ def _fit(values: Floats) -> tuple[float, float]:
     return float(values.mean()), float(max(values.std(ddof=1), 1e-9))
 
 
-def _confidences(head: tuple[Tensor, Tensor], states: Floats, labels: Ints) -> Floats:
+def _compute_confidences(head: tuple[Tensor, Tensor], states: Floats, labels: Ints) -> Floats:
     """Return log(p / (1 - p)) of the label of each text, (n,)."""
     weight, bias = head
     odds = (torch.from_numpy(states) @ weight.T + bias).softmax(dim=1).numpy()

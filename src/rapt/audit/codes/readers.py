@@ -228,11 +228,11 @@ def judge_words(words: WordCounts, scores: Floats, *, reader: str, epsilon: floa
     # The words that occur most among the judged texts of each label, in the mean over texts: the bound is concave.
     often = (kinds.T @ words.asked) / np.maximum(kinds.sum(axis=0), 1)[:, None]
     known = float(kinds.mean(axis=0) @ np.sort(often, axis=1)[:, -WORDS:].mean(axis=1))
-    value, half = _mean_and_half(right - guessed)
+    value, half = _average_with_half(right - guessed)
     return Reading(
         what=WORDS_OF_A_TEXT,
         reader=reader,
-        first=_mean(right),
+        first=_average(right),
         blind=blind,
         bound=bound_belief(known, epsilon=epsilon),
         label_alone=label_alone,
@@ -303,14 +303,14 @@ def infer_column(
     )
 
 
-def _mean(values: Floats) -> Share:
+def _average(values: Floats) -> Share:
     """Return the mean of one share a text, with Student's interval."""
-    value, half = _mean_and_half(values)
+    value, half = _average_with_half(values)
     n = len(values)
     return Share(value=value, low=max(0.0, value - half), high=min(1.0, value + half), n=n, clusters=n)
 
 
-def _mean_and_half(values: Floats) -> tuple[float, float]:
+def _average_with_half(values: Floats) -> tuple[float, float]:
     """Return the mean, and half of Student's interval."""
     half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
     return float(values.mean()), half

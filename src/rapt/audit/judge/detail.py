@@ -78,7 +78,9 @@ def add_entities(
     spans = Vocabulary(view.bundle).spans(attacked)
     entity: list[Ints] = []
     kinds: list[str] = []
-    for number, (found, tokens, length) in enumerate(zip(_entities(attacked), spans, view.lengths, strict=True)):
+    for number, (found, tokens, length) in enumerate(
+        zip(_iterate_entities(attacked), spans, view.lengths, strict=True)
+    ):
         here: Ints = np.full(len(tokens[:truncate_to]), -1, dtype=np.int64)
         if len(here) != length:
             raise AuditError(
@@ -95,7 +97,7 @@ def add_entities(
     return replace(truth, entity=np.concatenate(entity), entity_kinds=tuple(kinds))
 
 
-def _entities(texts: Sequence[str]) -> Iterator[list[tuple[int, int, str]]]:
+def _iterate_entities(texts: Sequence[str]) -> Iterator[list[tuple[int, int, str]]]:
     """(start, end, kind) of each entity of each text, in characters."""
     for document in load_model().pipe(texts, batch_size=_BATCH):
         yield [(found.start_char, found.end_char, found.label_) for found in document.ents]
@@ -162,7 +164,7 @@ def score_in_detail(guess: Guess, *, view: AdversaryView, truth: Truth) -> Detai
     text = np.repeat(np.arange(len(view.lengths)), view.lengths)
     record, part = np.divmod(text, len(view.parts))
     hits, same = first == true, seen == true
-    names, classes, written = _properties(view.bundle)
+    names, classes, written = _list_properties(view.bundle)
     times = np.bincount(true, minlength=len(view.bundle.embeddings))
     rank = np.empty(len(times), dtype=np.int64)
     rank[np.argsort(-times, kind="stable")] = np.arange(len(rank))
@@ -172,21 +174,21 @@ def score_in_detail(guess: Guess, *, view: AdversaryView, truth: Truth) -> Detai
         bands.append(_group(name, hits, same, record, true, inside))
         start = len(rank) if end is None else end
     kinds = [_group(name, hits, same, record, true, classes[true] == place) for place, name in enumerate(names)]
-    begins = _word_begins(true, text, mark_pieces(view.bundle))
-    digits = _number_begins(true, text, written)
+    begins = _mark_word_begins(true, text, mark_pieces(view.bundle))
+    digits = _number_runs_of_digits(true, text, written)
     texts = [_group(PART_NAMES[name], hits, same, record, true, part == place) for place, name in enumerate(view.parts)]
     return Detail(
         texts=tuple(group for group in texts if group) if len(view.parts) > 1 else (),
         bands=tuple(group for group in bands if group),
         classes=tuple(group for group in kinds if group),
-        words=_spans("words", hits, same, record, true, begins, least=1),
-        long_words=_spans("words of several tokens", hits, same, record, true, begins, least=2),
-        numbers=_spans("numbers", hits, same, record, true, digits, least=1),
-        entities=_by_kind(truth, hits, same, record),
+        words=_count_spans("words", hits, same, record, true, begins, least=1),
+        long_words=_count_spans("words of several tokens", hits, same, record, true, begins, least=2),
+        numbers=_count_spans("numbers", hits, same, record, true, digits, least=1),
+        entities=_count_by_kind(truth, hits, same, record),
         bleu=bleu(first, true, view.lengths),
         bleu_unattacked=bleu(seen, true, view.lengths),
-        similarity=_similarity(first, true, text, view.bundle),
-        similarity_unattacked=_similarity(seen, true, text, view.bundle),
+        similarity=_compare_texts(first, true, text, view.bundle),
+        similarity_unattacked=_compare_texts(seen, true, text, view.bundle),
     )
 
 
@@ -214,21 +216,21 @@ def bleu(guessed: Ints, true: Ints, lengths: Ints) -> float:
 
 
 @lru_cache(maxsize=2)
-def _properties(bundle: VocabularyBundle) -> tuple[tuple[str, ...], Ints, tuple[str, ...]]:
+def _list_properties(bundle: VocabularyBundle) -> tuple[tuple[str, ...], Ints, tuple[str, ...]]:
     """Names of the classes, the class of each row, and the written form of each row."""
     vocabulary = Vocabulary(bundle)
     tags = tag_by_rule(vocabulary)
     return tags.names, tags.classes, write_rows(bundle)
 
 
-def _word_begins(true: Ints, text: Ints, pieces: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _mark_word_begins(true: Ints, text: Ints, pieces: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Whether a word begins at each token: it is the first of its text, or not a piece."""
     begins = ~pieces[true]
     begins[np.flatnonzero(np.diff(text, prepend=-1))] = True
     return begins
 
 
-def _number_begins(true: Ints, text: Ints, written: tuple[str, ...]) -> Ints:
+def _number_runs_of_digits(true: Ints, text: Ints, written: tuple[str, ...]) -> Ints:
     """For each token the number of the run of digits that it is in, or -1."""
     digit = np.array([name.removeprefix(_PIECE).lstrip("".join(_STARTS)).isdigit() for name in written])[true]
     new = digit & (np.diff(text, prepend=-1).astype(bool) | ~np.concatenate([[False], digit[:-1]]))
@@ -252,7 +254,7 @@ def _group(
     return Group(name=name, first=first, unchanged=float(same[inside].mean()), blind=blind)
 
 
-def _spans(
+def _count_spans(
     name: str,
     hits: NDArray[np.bool_],
     same: NDArray[np.bool_],
@@ -288,7 +290,7 @@ def _spans(
     return _group(name, first, same_whole, home[order], np.array(units, dtype=np.int64)[order], counted)
 
 
-def _by_kind(truth: Truth, hits: NDArray[np.bool_], same: NDArray[np.bool_], record: Ints) -> tuple[Group, ...]:
+def _count_by_kind(truth: Truth, hits: NDArray[np.bool_], same: NDArray[np.bool_], record: Ints) -> tuple[Group, ...]:
     """Whole entities of each kind that the text has."""
     if truth.entity is None:
         return ()
@@ -298,22 +300,22 @@ def _by_kind(truth: Truth, hits: NDArray[np.bool_], same: NDArray[np.bool_], rec
     for kind, _ in Counter([*present, *(one.kind for one in truth.gone)]).most_common():
         gone = [one for one in truth.gone if one.kind == kind]
         own = np.where(kinds == kind, truth.entity, -1)
-        group = _spans(kind, hits, same, record, truth.token_ids, own, least=1, gone=gone)
+        group = _count_spans(kind, hits, same, record, truth.token_ids, own, least=1, gone=gone)
         found += [] if group is None else [group]
     return tuple(found)
 
 
-def _similarity(guessed: Ints, true: Ints, text: Ints, bundle: VocabularyBundle) -> float:
+def _compare_texts(guessed: Ints, true: Ints, text: Ints, bundle: VocabularyBundle) -> float:
     table = bundle.embeddings - bundle.embeddings[bundle.eligible].mean(axis=0)
     cosines = []
-    for part in _runs(text):
+    for part in _iterate_runs(text):
         left, right = table[guessed[part]].mean(axis=0), table[true[part]].mean(axis=0)
         length = float(np.linalg.norm(left) * np.linalg.norm(right))
         cosines.append(float(left @ right) / length if length > 0 else 0.0)
     return float(np.mean(cosines))
 
 
-def _runs(text: Ints) -> Iterator[slice]:
+def _iterate_runs(text: Ints) -> Iterator[slice]:
     starts = np.flatnonzero(np.diff(text, prepend=-1))
     for start, end in zip(starts, np.append(starts[1:], len(text)), strict=True):
         yield slice(int(start), int(end))

@@ -85,7 +85,7 @@ def score_guess(guess: Guess, *, view: AdversaryView, truth: Truth) -> TokenScor
             f"guess, view and truth must be of one file, got {len(guess.token_ids)}, {len(view.observed)} and "
             f"{len(true)} tokens"
         )
-    everything = _recovery(guess.token_ids[:, :SCORED], true, lengths=view.record_lengths)
+    everything = _make_recovery(guess.token_ids[:, :SCORED], true, lengths=view.record_lengths)
     assert everything is not None  # a view has at least one token
     changed = view.observed != true
     record = np.repeat(np.arange(len(view.record_lengths)), view.record_lengths)
@@ -93,8 +93,8 @@ def score_guess(guess: Guess, *, view: AdversaryView, truth: Truth) -> TokenScor
     guessed, observed = guess.token_ids[changed], view.observed[changed]
     return TokenScore(
         all_tokens=everything,
-        changed_tokens=_recovery(guessed[:, :SCORED], true[changed], lengths=lengths),
-        told_changed=_recovery(_struck_out(guessed, observed)[:, :SCORED], true[changed], lengths=lengths),
+        changed_tokens=_make_recovery(guessed[:, :SCORED], true[changed], lengths=lengths),
+        told_changed=_make_recovery(_strike_out(guessed, observed)[:, :SCORED], true[changed], lengths=lengths),
     )
 
 
@@ -105,13 +105,15 @@ def unchanged_share(*, view: AdversaryView, truth: Truth) -> Share:
     return found
 
 
-def _struck_out(guessed: NDArray[np.int64], observed: NDArray[np.int64]) -> NDArray[np.int64]:
+def _strike_out(guessed: NDArray[np.int64], observed: NDArray[np.int64]) -> NDArray[np.int64]:
     """The guesses without the observed token, which goes to the end of its row."""
     order = np.argsort(guessed == observed[:, None], axis=1, kind="stable")
     return np.take_along_axis(guessed, order, axis=1)
 
 
-def _recovery(guessed: NDArray[np.int64], true: NDArray[np.int64], *, lengths: NDArray[np.int64]) -> Recovery | None:
+def _make_recovery(
+    guessed: NDArray[np.int64], true: NDArray[np.int64], *, lengths: NDArray[np.int64]
+) -> Recovery | None:
     hits = guessed == true[:, None]
     first = clustered_share(hits[:, 0], lengths)
     any_of_k = clustered_share(hits.any(axis=1), lengths)

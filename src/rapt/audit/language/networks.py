@@ -89,7 +89,7 @@ class MaskedLanguageModel:
         busy = np.flatnonzero(lengths > 0)[wanted > 0]
         with torch.inference_mode():
             for group in batch_texts(lengths, busy, together=_BATCH):
-                ids, inside, places = self._padded(hidden, starts[group], lengths[group])
+                ids, inside, places = self._pad(hidden, starts[group], lengths[group])
                 states = self.network.states(ids, inside)
                 here = asked[np.maximum(places, 0)] & (places >= 0)
                 at = row[places[here]]
@@ -97,7 +97,7 @@ class MaskedLanguageModel:
                 found[at] = logs.gather(1, torch.from_numpy(candidates[at])).double().numpy()
         return found
 
-    def _padded(self, tokens: Ints, starts: Ints, lengths: Ints) -> tuple[Tensor, Tensor, Ints]:
+    def _pad(self, tokens: Ints, starts: Ints, lengths: Ints) -> tuple[Tensor, Tensor, Ints]:
         """Ids and inside, (B, T + 2), and the place of each among the tokens, -1 for none."""
         along = np.arange(int(lengths.max()) + 2)
         places = np.where((along >= 1) & (along <= lengths[:, None]), starts[:, None] + along - 1, -1)
@@ -163,7 +163,7 @@ def train_masked_language_model(
     longest = max([longest, *map(len, texts)])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _untrained(bundle, longest=longest)
+        model = _make_untrained(bundle, longest=longest)
         network = model.network
         lengths = np.array([len(text) for text in texts], dtype=np.int64)
         flat = np.concatenate([np.empty(0, dtype=np.int64), *texts])
@@ -181,7 +181,7 @@ def train_masked_language_model(
             nonlocal read
             while read < visits:
                 for group in batch_by_length(lengths, size=_BATCH, permute=rng.permutation):
-                    ids, inside, places = model._padded(flat, starts[group], lengths[group])
+                    ids, inside, places = model._pad(flat, starts[group], lengths[group])
                     hidden = torch.from_numpy((rng.random(places.shape) < _HIDDEN) & (places >= 0))
                     if hidden.any():
                         yield ids, inside, hidden
@@ -218,7 +218,7 @@ def has_vocabulary_of(bundle: VocabularyBundle, *, model: str = _PRETRAINED) -> 
     return bool(ours == theirs)
 
 
-def _untrained(bundle: VocabularyBundle, *, longest: int) -> MaskedLanguageModel:
+def _make_untrained(bundle: VocabularyBundle, *, longest: int) -> MaskedLanguageModel:
     if has_vocabulary_of(bundle):
         folder = find_model_folder(_PRETRAINED)
         names = json.loads((folder / "tokenizer.json").read_bytes())["model"]["vocab"]
@@ -312,7 +312,7 @@ class DecoderReader:
         for row, words in enumerate(candidates.tolist()):
             for column, candidate in enumerate(words):
                 if 0 <= candidate < len(self._decoder.rows):
-                    spelled, joined = self._spelled(self._words[row], candidate)
+                    spelled, joined = self._spell_word(self._words[row], candidate)
                     known[row, column], goes_on[row, column], first[row, column] = True, joined, spelled[0]
                     found[row, column] = -_FURTHER_PIECE * (len(spelled) - 1)
                     if joined:
@@ -339,7 +339,7 @@ class DecoderReader:
                     before[row] = after[row]
                     self._is_last[row] = False
                 continue
-            spelled, joined = self._spelled(words[row], candidate)
+            spelled, joined = self._spell_word(words[row], candidate)
             feed.append(spelled)
             if joined:
                 self._mask[row] &= ~self._is_last[row]
@@ -368,7 +368,7 @@ class DecoderReader:
         self._after, self._words, self._last_score = after, words, last_score
         return correction
 
-    def _spelled(self, word: str, candidate: int) -> tuple[tuple[int, ...], bool]:
+    def _spell_word(self, word: str, candidate: int) -> tuple[tuple[int, ...], bool]:
         """The decoder's pieces of the word that a candidate ends, and whether it goes on the last word."""
         written = self._decoder.rows[candidate]
         joined = written.startswith(_PIECE) and bool(word)

@@ -167,7 +167,7 @@ def fit_ngram(contents: Iterable[Ints], prior: TokenPrior, *, order: int) -> Ngr
     share_of_ends = ends / (tokens + ends)
     base = np.concatenate([prior.probabilities * (1 - share_of_ends), [share_of_ends, 1.0]])
     grams = [
-        np.concatenate([np.empty((0, length), dtype=np.int64), *(_windows(text, length, order) for text in texts)])
+        np.concatenate([np.empty((0, length), dtype=np.int64), *(_list_windows(text, length, order) for text in texts)])
         for length in range(1, order + 1)
     ]
     levels = []
@@ -178,11 +178,11 @@ def fit_ngram(contents: Iterable[Ints], prior: TokenPrior, *, order: int) -> Ngr
             # Distinct longer n-grams that end in this one: in how many contexts it was seen.
             longer = np.unique(grams[length], axis=0)
             codes, counts = np.unique(_encode([*longer[:, 1:].T], boundary + 1), return_counts=True)
-        levels.append(_level(codes, counts, largest=boundary + 1))
+        levels.append(_make_level(codes, counts, largest=boundary + 1))
     return NgramModel(boundary=boundary, base=base, levels=tuple(levels))
 
 
-def _level(codes: Ints, counts: Ints, *, largest: int) -> _Level:
+def _make_level(codes: Ints, counts: Ints, *, largest: int) -> _Level:
     once, twice = int((counts == 1).sum()), int((counts == 2).sum())
     discount = once / (once + 2 * twice) if once and twice else _PLAIN_DISCOUNT
     contexts, place = np.unique(codes // (largest + 1), return_inverse=True)
@@ -196,7 +196,7 @@ def _level(codes: Ints, counts: Ints, *, largest: int) -> _Level:
     )
 
 
-def _windows(text: Ints, length: int, order: int) -> Ints:
+def _list_windows(text: Ints, length: int, order: int) -> Ints:
     """The n-grams of one padded text, each ending in a token of it or in its end, (n, length)."""
     count = len(text) - (order - 1)
     start = order - length
@@ -247,13 +247,15 @@ def compute_posteriors(
     found = np.empty(evidence.shape)
     width = candidates.shape[1]
     done = 0
-    for group in _batches(lengths, steps=width ** max(model.order, 2)):
+    for group in _iterate_batches(lengths, steps=width ** max(model.order, 2)):
         places, inside = padded_places(lengths, group)
         # Positions behind the end of a text have one certain candidate, its boundary.
         ids = np.where(inside[..., None], candidates[places], model.boundary)
         seen = np.where(inside[..., None], evidence[places], np.where(np.arange(width) == 0, 0.0, -np.inf))
         sums = (
-            _pairs(ids, seen, model, lengths[group]) if model.order == 3 else _chain(ids, seen, model, lengths[group])
+            _sum_pairs(ids, seen, model, lengths[group])
+            if model.order == 3
+            else _sum_chain(ids, seen, model, lengths[group])
         )
         found[places[inside]] = sums[inside]
         done += int(lengths[group].sum())
@@ -262,36 +264,36 @@ def compute_posteriors(
     return found - _log_sum(found, axis=1)[:, None]
 
 
-def _chain(ids: Ints, seen: Floats, model: AnyModel, lengths: Ints) -> Floats:
+def _sum_chain(ids: Ints, seen: Floats, model: AnyModel, lengths: Ints) -> Floats:
     """Order 1 or 2: log forward times backward, (B, T, K)."""
     batch, longest, width = ids.shape
     boundary = np.full((batch, 1), model.boundary)
     forward = np.empty(ids.shape)
-    forward[:, 0] = _step(model, boundary, ids[:, 0])[:, 0] + seen[:, 0]
+    forward[:, 0] = _compute_step(model, boundary, ids[:, 0])[:, 0] + seen[:, 0]
     steps = np.zeros((longest, batch, width, width))
     for t in range(1, longest):
         after = lengths <= t
-        steps[t] = np.where(after[:, None, None], 0.0, _step(model, ids[:, t - 1], ids[:, t]))
+        steps[t] = np.where(after[:, None, None], 0.0, _compute_step(model, ids[:, t - 1], ids[:, t]))
         forward[:, t] = _log_sum(forward[:, t - 1, :, None] + steps[t], axis=1) + seen[:, t]
     backward = np.zeros((batch, width))
     total = np.empty(ids.shape)
     for t in range(longest - 1, -1, -1):
         last = lengths == t + 1
-        backward = np.where(last[:, None], _step(model, ids[:, t], boundary)[:, :, 0], backward)
+        backward = np.where(last[:, None], _compute_step(model, ids[:, t], boundary)[:, :, 0], backward)
         total[:, t] = forward[:, t] + backward
         if t:
             backward = _log_sum(steps[t] + (seen[:, t] + backward)[:, None, :], axis=2)
     return total
 
 
-def _step(model: AnyModel, before: Ints, here: Ints) -> Floats:
+def _compute_step(model: AnyModel, before: Ints, here: Ints) -> Floats:
     """Log P(here | before) for every pair of candidates, (B, K, K'); order 1 does not look at the first."""
     pair = (before[:, :, None], here[:, None, :])
     found = model.log_probability(*pair[2 - model.order :])
     return np.broadcast_to(found, (len(here), before.shape[1], here.shape[1]))
 
 
-def _pairs(ids: Ints, seen: Floats, model: AnyModel, lengths: Ints) -> Floats:
+def _sum_pairs(ids: Ints, seen: Floats, model: AnyModel, lengths: Ints) -> Floats:
     """Order 3, states are (candidate before, candidate here): log forward times backward, (B, T, K)."""
     batch, longest, width = ids.shape
     none = np.full((batch, width), model.boundary)
@@ -331,7 +333,7 @@ def _log_sum(values: Floats, *, axis: int) -> Floats:
     return total
 
 
-def _batches(lengths: Ints, *, steps: int) -> Iterator[Ints]:
+def _iterate_batches(lengths: Ints, *, steps: int) -> Iterator[Ints]:
     """Places of texts of nearly one length; those without tokens are left out."""
     order = np.argsort(lengths, kind="stable")
     order = order[lengths[order] > 0]

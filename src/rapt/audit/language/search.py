@@ -97,7 +97,7 @@ def search_beam(
         path = np.zeros((len(group), beams, longest), dtype=np.int64)
         pruned = np.zeros((len(group), longest, evidence.shape[1]))
         for t in range(longest):
-            weight, path = _step(
+            weight, path = _make_step(
                 reader, weight, path, candidates[places[:, t]], evidence[places[:, t]], inside[:, t], pruned, t
             )
             # A position is asked about `later` positions after it, or where its text ends.
@@ -106,7 +106,7 @@ def search_beam(
                 asked = range(max(0, t - later), t + 1) if last[row] else [t - later] if inside[row, t] else []
                 for position in asked:
                     if position >= 0:
-                        found[places[row, position]] = _belief(
+                        found[places[row, position]] = _compute_belief(
                             weight[row], path[row, :, position], pruned[row, position]
                         )
             if on_progress is not None:
@@ -115,7 +115,7 @@ def search_beam(
     return found
 
 
-def _step(
+def _make_step(
     reader: Reader,
     weight: Floats,
     path: Ints,
@@ -130,7 +130,7 @@ def _step(
     width = candidates.shape[1]
     offered = reader.offer(np.repeat(candidates, beams, axis=0)).reshape(texts, beams, width)
     score = weight[:, :, None] + offered + evidence[:, None, :]
-    pruned[:, t] = np.exp(_normalized(np.logaddexp.reduce(score, axis=1)))
+    pruned[:, t] = np.exp(_normalize(np.logaddexp.reduce(score, axis=1)))
     # Of nothing there is one reading, so at first there are fewer continuations than places: the others weigh nothing.
     best = np.argsort(-score.reshape(texts, -1), axis=1, kind="stable")[:, :beams]
     parent, chosen = best // width, best % width
@@ -145,13 +145,13 @@ def _step(
     return np.where(stays, weight, kept + correction), path
 
 
-def _belief(weight: Floats, chosen: Ints, pruned: Floats) -> Floats:
-    share = np.bincount(chosen, np.exp(_normalized(weight[None])[0]), minlength=len(pruned))
+def _compute_belief(weight: Floats, chosen: Ints, pruned: Floats) -> Floats:
+    share = np.bincount(chosen, np.exp(_normalize(weight[None])[0]), minlength=len(pruned))
     belief: Floats = np.log(np.maximum((1 - _PRUNED) * share + _PRUNED * pruned, _TINY))
     return belief
 
 
-def _normalized(values: Floats) -> Floats:
+def _normalize(values: Floats) -> Floats:
     total = np.logaddexp.reduce(values, axis=-1, keepdims=True)
     found: Floats = values - np.where(np.isfinite(total), total, 0.0)
     return found

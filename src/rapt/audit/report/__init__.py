@@ -105,7 +105,12 @@ def open_templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"percent": _percent, "signed": _signed, "interval": _interval, "count": _count}
+    made.filters |= {
+        "percent": _format_percent,
+        "signed": _format_signed,
+        "interval": _format_interval,
+        "count": _count,
+    }
     made.filters |= {"short_hash": shorten_hash, "delta": write_power_of_ten}
     made.globals |= {"palette": PALETTE, "given_away": GIVEN_AWAY, "weigh_attack": weigh_attack}
     return made
@@ -127,15 +132,15 @@ def write_power_of_ten(delta: float) -> str:
     return "10" + f"{round(log10(delta)):d}".translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
-def _percent(share: float) -> str:
+def _format_percent(share: float) -> str:
     return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 
-def _signed(difference: float) -> str:
+def _format_signed(difference: float) -> str:
     return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _interval(share: Share) -> str:
+def _format_interval(share: Share) -> str:
     return f"{100 * share.low:.1f}–{100 * share.high:.1f}\N{NO-BREAK SPACE}%"
 
 

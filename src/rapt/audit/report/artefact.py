@@ -54,9 +54,9 @@ _OWN_MODELS = (
 def state_artefact_verdict(found: ArtefactFindings) -> Verdict:
     """Who can learn what from a model, how likely, compared with what."""
     if found.given is not None:
-        return _on_given(found.given)
-    clear, private = (_strongest(found.membership, tuned_on) for tuned_on in ("clear", "privatized"))
-    sentences = [_on_membership(result) for result in (clear, private) if result is not None]
+        return _judge_given(found.given)
+    clear, private = (_pick_strongest(found.membership, tuned_on) for tuned_on in ("clear", "privatized"))
+    sentences = [_describe_membership(result) for result in (clear, private) if result is not None]
     headline, severity = "What models tuned on these texts give away", Severity.PLAIN
     tests = weigh_evidence_on_models(found, tuned_on="privatized")
     if tests:
@@ -65,9 +65,9 @@ def state_artefact_verdict(found: ArtefactFindings) -> Verdict:
         severity = Severity.GOOD if all(getattr(found, part) for part in PARTS) else Severity.PLAIN
         if tests[0].corrected < SURE:
             headline, severity = _SHOWN[tests[0].part], Severity.BAD
-        sentences.append(_on_chance(tests[0].corrected, len(tests)))
+        sentences.append(_word_chance(tests[0].corrected, len(tests)))
     sentences += [
-        f"A sentence that was put into the {result.tuned_on} texts {_times(result.repetitions)} is ranked "
+        f"A sentence that was put into the {result.tuned_on} texts {_format_times(result.repetitions)} is ranked "
         f"number {sorted(result.ranks)[len(result.ranks) // 2]:,} among {result.candidates:,} of its form, in the "
         f"middle of {result.canaries} tries."
         for result in found.canaries
@@ -76,10 +76,10 @@ def state_artefact_verdict(found: ArtefactFindings) -> Verdict:
     if found.releases:
         first, last = found.releases[0], found.releases[-1]
         sentences.append(
-            f"Whoever holds {_times(first.releases, 'release')} of a text names "
+            f"Whoever holds {_format_times(first.releases, 'release')} of a text names "
             f"{write_of_100(first.recovered.value)} words; "
-            f"with {_times(last.releases, 'release')} {write_of_100(last.recovered.value)}. A blind guess is right for "
-            f"{write_of_100(last.chance)}."
+            f"with {_format_times(last.releases, 'release')} {write_of_100(last.recovered.value)}. A blind guess is "
+            f"right for {write_of_100(last.chance)}."
         )
         severity = find_worst([severity, weigh_attack(last.recovered.value, blind=last.chance)])
     return Verdict(headline=headline, severity=severity, sentences=tuple(sentences))
@@ -92,7 +92,7 @@ def list_not_tried(found: ArtefactFindings) -> tuple[tuple[str, str], ...]:
     return (*(_NAMES[part] for part in PARTS if not getattr(found, part)), *_OWN_MODELS)
 
 
-def _on_given(given: GivenAdapter) -> Verdict:
+def _judge_given(given: GivenAdapter) -> Verdict:
     tests, best = weigh_evidence_on_adapter(given), max(given.attacks, key=lambda attack: attack.named.score.auc.value)
     auc = best.named.score.auc
     sentences = [
@@ -116,16 +116,16 @@ def _on_given(given: GivenAdapter) -> Verdict:
     headline, severity = "No attack tried tells the texts that this adapter was tuned on from others.", Severity.PLAIN
     if tests[0].corrected < SURE:
         headline, severity = "This adapter shows which texts it was tuned on.", Severity.BAD
-    sentences.append(_on_chance(tests[0].corrected, len(given.attacks)))
+    sentences.append(_word_chance(tests[0].corrected, len(given.attacks)))
     return Verdict(headline=headline, severity=severity, sentences=tuple(sentences))
 
 
-def _strongest(results: tuple[MembershipResult, ...], tuned_on: str) -> MembershipResult | None:
+def _pick_strongest(results: tuple[MembershipResult, ...], tuned_on: str) -> MembershipResult | None:
     kind = [result for result in results if result.tuned_on == tuned_on]
     return max(kind, key=lambda result: result.strongest.score.auc.value) if kind else None
 
 
-def _on_membership(result: MembershipResult) -> str:
+def _describe_membership(result: MembershipResult) -> str:
     auc = result.strongest.score.auc
     form = "in clear" if result.tuned_on == "clear" else "privatized"
     chance = "no more than a coin" if auc.low <= 0.5 else f"a coin {write_of_100(0.5)}"
@@ -135,7 +135,7 @@ def _on_membership(result: MembershipResult) -> str:
     )
 
 
-def _on_chance(corrected: float, tests: int) -> str:
+def _word_chance(corrected: float, tests: int) -> str:
     """How likely the clearest finding is by chance, in words."""
     what = "one test was made" if tests == 1 else f"{tests} tests were made, and this counts all of them"
     if corrected < SURE:
@@ -147,7 +147,7 @@ def _on_chance(corrected: float, tests: int) -> str:
     )
 
 
-def _times(count: int, what: str = "time") -> str:
+def _format_times(count: int, what: str = "time") -> str:
     return f"one {what}" if count == 1 else f"{count:,} {what}s"
 
 

@@ -150,9 +150,13 @@ def state_verdict(report: AuditReport, *, attributes: tuple[AttributeResult, ...
         f"Without the file, a blind guess is right for "
         f"{write_of_100(best.chance)} words: it always names the most frequent "
         "one.",
-        _on_changed_words(report),
+        _describe_changed_words(report),
     ]
-    sentences += [_on_linkage(report.linkage), *_on_repetition(report.repetition), *_on_keywords(report.keywords)]
+    sentences += [
+        _describe_linkage(report.linkage),
+        *_describe_repetition(report.repetition),
+        *_describe_keywords(report.keywords),
+    ]
     if len(report.texts) > 1:
         sentences.append(f"All texts of a record that were privatized were attacked: {', '.join(report.texts)}.")
     if report.public_targets:
@@ -170,14 +174,14 @@ def state_verdict(report: AuditReport, *, attributes: tuple[AttributeResult, ...
         sentences.append("That limit does not hold for attackers who use the words around a word, as some here do.")
     else:
         sentences.append("Attackers who also use the words around a word were not tried. Expect them to do better.")
-    sentences += [_on_attribute(result) for result in attributes]
+    sentences += [_describe_attribute(result) for result in attributes]
     if not is_near_chance(report, attributes=attributes) and not report.insecure:
         sentences.append("These texts must not be treated as anonymous.")
     severity = weigh_findings(report, attributes=attributes)
     return Verdict(headline=headline, severity=severity, sentences=tuple(sentences))
 
 
-def _on_linkage(linkage: LinkageResult | None) -> str:
+def _describe_linkage(linkage: LinkageResult | None) -> str:
     if linkage is None:
         return "Whether a text can be recognized among texts in clear was not tried."
     return (
@@ -187,7 +191,7 @@ def _on_linkage(linkage: LinkageResult | None) -> str:
     )
 
 
-def _on_repetition(found: RepetitionResult | None) -> list[str]:
+def _describe_repetition(found: RepetitionResult | None) -> list[str]:
     if found is None:
         return ["What words that come back in many records give away was not tried."]
     several = " and ".join(
@@ -211,7 +215,7 @@ def _on_repetition(found: RepetitionResult | None) -> list[str]:
     return sentences
 
 
-def _on_keywords(found: KeywordResult | None) -> list[str]:
+def _describe_keywords(found: KeywordResult | None) -> list[str]:
     if found is None:
         return ["Whether telling words stand in the texts was not tried."]
     uses = found.everything.found
@@ -225,7 +229,7 @@ def _on_keywords(found: KeywordResult | None) -> list[str]:
     ]
 
 
-def _on_attribute(result: AttributeResult) -> str:
+def _describe_attribute(result: AttributeResult) -> str:
     first = result.attackers[0].first
     return (
         f"The column “{result.column}”, one of {result.values} values, is named rightly for "
@@ -251,7 +255,7 @@ def between(share: Share) -> str:
     return f"{low} and {high}"
 
 
-def _on_changed_words(report: AuditReport) -> str:
+def _describe_changed_words(report: AuditReport) -> str:
     kept = f"{write_of_100(report.unchanged.value)} words left as they were, by chance; nothing marks which."
     told = report.strongest.score.told_changed
     if told is None:

@@ -38,7 +38,7 @@ def classify_part(service: Connection, model: str, part: PrivatizedFile) -> Step
     """Predictions for the records of one request."""
     body = {"model": model, **dump_query(part)}
     answer = yield from service.ask("POST", "/v1/classify", json=body, repeatable=True)
-    return _one_for_each(part, read_answers(read_prediction, answer, name="predictions"))
+    return _require_one_for_each(part, read_answers(read_prediction, answer, name="predictions"))
 
 
 def classify(
@@ -93,7 +93,7 @@ def generate(
     for part in split_queries(file, size=TEXTS_PER_REQUEST):
         body = {"model": model, **given, **_dump_prompts(part)}
         answer = yield from service.ask("POST", "/v1/completions", json=body, repeatable=True)
-        found += _one_for_each(part, read_answers(read_completion, answer, name="choices"))
+        found += _require_one_for_each(part, read_answers(read_completion, answer, name="choices"))
         on_progress(len(found))
     return found
 
@@ -170,7 +170,7 @@ def _dump_prompts(part: PrivatizedFile) -> Mapping[str, Any]:
     return {"prompt": prompts, "rapt": {"manifest": query["manifest"], **rest}}
 
 
-def _one_for_each(part: PrivatizedFile, found: list[T]) -> list[T]:
+def _require_one_for_each(part: PrivatizedFile, found: list[T]) -> list[T]:
     if len(found) != len(part.records):
         raise not_understood()
     return found

@@ -25,7 +25,7 @@ P = ParamSpec("P")
 _FIRST_ARGUMENT = "    service: Connection to the service.\n"
 
 
-def _waiting(steps: Callable[Concatenate[Connection, P], Steps[T]]) -> Callable[Concatenate[Any, P], T]:
+def _make_waiting_method(steps: Callable[Concatenate[Connection, P], Steps[T]]) -> Callable[Concatenate[Any, P], T]:
     """Make a method of `ServiceClient` of a function that gives steps."""
     checked = check_arguments(steps)
 
@@ -36,7 +36,7 @@ def _waiting(steps: Callable[Concatenate[Connection, P], Steps[T]]) -> Callable[
     return method
 
 
-def _awaiting(
+def _make_awaiting_method(
     steps: Callable[Concatenate[Connection, P], Steps[T]],
 ) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
     """Make a method of `AsyncServiceClient` of a function that gives steps."""
@@ -127,45 +127,45 @@ class ServiceClient(_Client[httpx2.Client]):
         """Close the connection to the service."""
         self._http.close()
 
-    upload = _waiting(file_steps.upload)
-    files = _waiting(file_steps.list_files)
-    file = _waiting(file_steps.get_file)
-    fetch_file = _waiting(file_steps.fetch_file)
-    delete_file = _waiting(file_steps.delete_file)
+    upload = _make_waiting_method(file_steps.upload)
+    files = _make_waiting_method(file_steps.list_files)
+    file = _make_waiting_method(file_steps.get_file)
+    fetch_file = _make_waiting_method(file_steps.fetch_file)
+    delete_file = _make_waiting_method(file_steps.delete_file)
 
-    create_job = _waiting(job_steps.create_job)
-    job = _waiting(job_steps.get_job)
-    jobs = _waiting(job_steps.list_jobs)
-    cancel_job = _waiting(job_steps.cancel_job)
-    pause_job = _waiting(job_steps.pause_job)
-    resume_job = _waiting(job_steps.resume_job)
-    checkpoints = _waiting(job_steps.list_checkpoints)
-    events = _waiting(job_steps.list_events)
-    wait = _waiting(job_steps.wait)
-    follow = _waiting(job_steps.follow)
+    create_job = _make_waiting_method(job_steps.create_job)
+    job = _make_waiting_method(job_steps.get_job)
+    jobs = _make_waiting_method(job_steps.list_jobs)
+    cancel_job = _make_waiting_method(job_steps.cancel_job)
+    pause_job = _make_waiting_method(job_steps.pause_job)
+    resume_job = _make_waiting_method(job_steps.resume_job)
+    checkpoints = _make_waiting_method(job_steps.list_checkpoints)
+    events = _make_waiting_method(job_steps.list_events)
+    wait = _make_waiting_method(job_steps.wait)
+    follow = _make_waiting_method(job_steps.follow)
 
-    models = _waiting(model_steps.list_models)
-    model = _waiting(model_steps.get_model)
-    base_model = _waiting(model_steps.choose_base_model)
-    delete_model = _waiting(model_steps.delete_model)
-    vocabulary = _waiting(model_steps.fetch_vocabulary)
-    codebook = _waiting(model_steps.fetch_codebook)
-    adapter = _waiting(model_steps.fetch_adapter)
-    import_adapter = _waiting(model_steps.import_adapter)
+    models = _make_waiting_method(model_steps.list_models)
+    model = _make_waiting_method(model_steps.get_model)
+    base_model = _make_waiting_method(model_steps.choose_base_model)
+    delete_model = _make_waiting_method(model_steps.delete_model)
+    vocabulary = _make_waiting_method(model_steps.fetch_vocabulary)
+    codebook = _make_waiting_method(model_steps.fetch_codebook)
+    adapter = _make_waiting_method(model_steps.fetch_adapter)
+    import_adapter = _make_waiting_method(model_steps.import_adapter)
 
-    open_pool = _waiting(pool_steps.open_pool)
-    pool = _waiting(pool_steps.get_pool)
-    pools = _waiting(pool_steps.list_pools)
-    make_pool_keys = _waiting(pool_steps.make_pool_keys)
-    contribute = _waiting(pool_steps.contribute)
-    take_back = _waiting(pool_steps.take_back)
-    advance_pool = _waiting(pool_steps.advance_pool)
-    close_pool = _waiting(pool_steps.close_pool)
-    delete_pool = _waiting(pool_steps.delete_pool)
+    open_pool = _make_waiting_method(pool_steps.open_pool)
+    pool = _make_waiting_method(pool_steps.get_pool)
+    pools = _make_waiting_method(pool_steps.list_pools)
+    make_pool_keys = _make_waiting_method(pool_steps.make_pool_keys)
+    contribute = _make_waiting_method(pool_steps.contribute)
+    take_back = _make_waiting_method(pool_steps.take_back)
+    advance_pool = _make_waiting_method(pool_steps.advance_pool)
+    close_pool = _make_waiting_method(pool_steps.close_pool)
+    delete_pool = _make_waiting_method(pool_steps.delete_pool)
 
-    classify = _waiting(answer_steps.classify)
-    generate = _waiting(answer_steps.generate)
-    chat = _waiting(answer_steps.chat)
+    classify = _make_waiting_method(answer_steps.classify)
+    generate = _make_waiting_method(answer_steps.generate)
+    chat = _make_waiting_method(answer_steps.chat)
 
     def classify_in_parts(self, model: str, file: PrivatizedFile, *, first: int = 0) -> Iterator[list[Prediction]]:
         """Predictions for the records from position `first` on, in order, as they come; see `classify`."""
@@ -193,45 +193,45 @@ class AsyncServiceClient(_Client[httpx2.AsyncClient]):
         """Close the connection to the service."""
         await self._http.aclose()
 
-    upload = _awaiting(file_steps.upload)
-    files = _awaiting(file_steps.list_files)
-    file = _awaiting(file_steps.get_file)
-    fetch_file = _awaiting(file_steps.fetch_file)
-    delete_file = _awaiting(file_steps.delete_file)
+    upload = _make_awaiting_method(file_steps.upload)
+    files = _make_awaiting_method(file_steps.list_files)
+    file = _make_awaiting_method(file_steps.get_file)
+    fetch_file = _make_awaiting_method(file_steps.fetch_file)
+    delete_file = _make_awaiting_method(file_steps.delete_file)
 
-    create_job = _awaiting(job_steps.create_job)
-    job = _awaiting(job_steps.get_job)
-    jobs = _awaiting(job_steps.list_jobs)
-    cancel_job = _awaiting(job_steps.cancel_job)
-    pause_job = _awaiting(job_steps.pause_job)
-    resume_job = _awaiting(job_steps.resume_job)
-    checkpoints = _awaiting(job_steps.list_checkpoints)
-    events = _awaiting(job_steps.list_events)
-    wait = _awaiting(job_steps.wait)
-    follow = _awaiting(job_steps.follow)
+    create_job = _make_awaiting_method(job_steps.create_job)
+    job = _make_awaiting_method(job_steps.get_job)
+    jobs = _make_awaiting_method(job_steps.list_jobs)
+    cancel_job = _make_awaiting_method(job_steps.cancel_job)
+    pause_job = _make_awaiting_method(job_steps.pause_job)
+    resume_job = _make_awaiting_method(job_steps.resume_job)
+    checkpoints = _make_awaiting_method(job_steps.list_checkpoints)
+    events = _make_awaiting_method(job_steps.list_events)
+    wait = _make_awaiting_method(job_steps.wait)
+    follow = _make_awaiting_method(job_steps.follow)
 
-    models = _awaiting(model_steps.list_models)
-    model = _awaiting(model_steps.get_model)
-    base_model = _awaiting(model_steps.choose_base_model)
-    delete_model = _awaiting(model_steps.delete_model)
-    vocabulary = _awaiting(model_steps.fetch_vocabulary)
-    codebook = _awaiting(model_steps.fetch_codebook)
-    adapter = _awaiting(model_steps.fetch_adapter)
-    import_adapter = _awaiting(model_steps.import_adapter)
+    models = _make_awaiting_method(model_steps.list_models)
+    model = _make_awaiting_method(model_steps.get_model)
+    base_model = _make_awaiting_method(model_steps.choose_base_model)
+    delete_model = _make_awaiting_method(model_steps.delete_model)
+    vocabulary = _make_awaiting_method(model_steps.fetch_vocabulary)
+    codebook = _make_awaiting_method(model_steps.fetch_codebook)
+    adapter = _make_awaiting_method(model_steps.fetch_adapter)
+    import_adapter = _make_awaiting_method(model_steps.import_adapter)
 
-    open_pool = _awaiting(pool_steps.open_pool)
-    pool = _awaiting(pool_steps.get_pool)
-    pools = _awaiting(pool_steps.list_pools)
-    make_pool_keys = _awaiting(pool_steps.make_pool_keys)
-    contribute = _awaiting(pool_steps.contribute)
-    take_back = _awaiting(pool_steps.take_back)
-    advance_pool = _awaiting(pool_steps.advance_pool)
-    close_pool = _awaiting(pool_steps.close_pool)
-    delete_pool = _awaiting(pool_steps.delete_pool)
+    open_pool = _make_awaiting_method(pool_steps.open_pool)
+    pool = _make_awaiting_method(pool_steps.get_pool)
+    pools = _make_awaiting_method(pool_steps.list_pools)
+    make_pool_keys = _make_awaiting_method(pool_steps.make_pool_keys)
+    contribute = _make_awaiting_method(pool_steps.contribute)
+    take_back = _make_awaiting_method(pool_steps.take_back)
+    advance_pool = _make_awaiting_method(pool_steps.advance_pool)
+    close_pool = _make_awaiting_method(pool_steps.close_pool)
+    delete_pool = _make_awaiting_method(pool_steps.delete_pool)
 
-    classify = _awaiting(answer_steps.classify)
-    generate = _awaiting(answer_steps.generate)
-    chat = _awaiting(answer_steps.chat)
+    classify = _make_awaiting_method(answer_steps.classify)
+    generate = _make_awaiting_method(answer_steps.generate)
+    chat = _make_awaiting_method(answer_steps.chat)
 
     async def classify_in_parts(
         self, model: str, file: PrivatizedFile, *, first: int = 0

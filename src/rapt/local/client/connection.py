@@ -84,7 +84,7 @@ class Connection:
                 "an API key must not go to another machine over http://, where everybody on the way can read it; use "
                 "https://, or add `insecure=True`"
             )
-        self._url, self._api_key, self._trusted = parsed, api_key, _trusted(ca_file)
+        self._url, self._api_key, self._trusted = parsed, api_key, _make_trust(ca_file)
         self._timeout, self._patience, self._on_retry = timeout, patience, on_retry
         self._reached = False
 
@@ -156,8 +156,8 @@ class Connection:
         repeatable = repeatable or key is not None or method == "GET"
         response, content = yield from self._persevere(build, self._keep, repeatable=repeatable)
         if not response.is_success:
-            raise _refused(response, content)
-        value = _json(content)
+            raise _make_refused_error(response, content)
+        value = _parse_json(content)
         if not isinstance(value, dict):
             raise not_understood()
         return value
@@ -212,14 +212,14 @@ class Connection:
                     nonlocal written
                     written += len(chunk)
                     if written > most:
-                        raise _too_long(most)
+                        raise _make_too_long_error(most)
                     stream.write(chunk)
 
                 yield take_chunk
 
         response, content = yield from self._persevere(build, write, repeatable=True)
         if not response.is_success:
-            raise _refused(response, content)
+            raise _make_refused_error(response, content)
 
     def _persevere(
         self,
@@ -238,8 +238,8 @@ class Connection:
             except NO_ANSWER as error:
                 # A service that has never answered is taken for a wrong address, and said so at once.
                 if not (repeatable and self._reached and isinstance(error, httpx2.TransportError)):
-                    raise _no_answer(error) from None
-                failure: Exception = _no_answer(error)
+                    raise _make_no_answer_error(error) from None
+                failure: Exception = _make_no_answer_error(error)
             else:
                 after = _retry_after(response)
                 busy += 1
@@ -248,7 +248,7 @@ class Connection:
                     continue
                 if response.status_code not in _AWAY or not repeatable:
                     return response, bytes(content)
-                failure = _refused(response, bytes(content))
+                failure = _make_refused_error(response, bytes(content))
             now = time.monotonic()
             lost = now if lost is None else lost
             wait = pause * random.uniform(0.5, 1.0)  # so that many clients do not come back at once
@@ -269,7 +269,7 @@ class Connection:
         def take(chunk: bytes) -> None:
             content.extend(chunk)
             if len(content) > _MOST_JSON or time.monotonic() > until:
-                raise _too_long(_MOST_JSON)
+                raise _make_too_long_error(_MOST_JSON)
 
         yield take
 
@@ -279,7 +279,7 @@ def quote_part(name: str) -> str:
     return quote(name, safe=":")
 
 
-def _trusted(ca_file: Path | None) -> ssl.SSLContext:
+def _make_trust(ca_file: Path | None) -> ssl.SSLContext:
     """Who may vouch for the service: those of the file alone, else `SSL_CERT_FILE` or the usual ones."""
     if ca_file is None:
         return httpx2.create_ssl_context(trust_env=True)
@@ -291,7 +291,7 @@ def _trusted(ca_file: Path | None) -> ssl.SSLContext:
         ) from None
 
 
-def _json(content: bytes) -> object:
+def _parse_json(content: bytes) -> object:
     try:
         return parse_json(content, what="an answer")
     except WireError:
@@ -306,17 +306,17 @@ def _retry_after(response: httpx2.Response) -> float | None:
     return float(after)
 
 
-def _refused(response: httpx2.Response, content: bytes) -> RaptError:
+def _make_refused_error(response: httpx2.Response, content: bytes) -> RaptError:
     if response.status_code == BusyError.status:
-        message = f"the service is busy or a quota is used up: {read_refusal(_json(content))}"
+        message = f"the service is busy or a quota is used up: {read_refusal(_parse_json(content))}"
         return BusyError(message, retry_after=_retry_after(response))
     kind = _KINDS.get(response.status_code, ServiceError)
-    return kind(f"the service refused, status={response.status_code}: {read_refusal(_json(content))}")
+    return kind(f"the service refused, status={response.status_code}: {read_refusal(_parse_json(content))}")
 
 
-def _too_long(most: int) -> ServiceError:
+def _make_too_long_error(most: int) -> ServiceError:
     return ServiceError(f"an answer of the service must have at most {most:,} bytes and end in time; is it rapt's?")
 
 
-def _no_answer(error: Exception) -> UnavailableError:
+def _make_no_answer_error(error: Exception) -> UnavailableError:
     return UnavailableError(f"the service must be reachable, got {type(error).__name__}; is it running at that URL?")

@@ -33,7 +33,7 @@ def upload(service: Connection, path: Path | str) -> Steps[FileInfo]:
         CorpusError: It cannot be read; nothing was sent.
         ServiceError: The service refused it, or gave no answer.
     """
-    with _refusing("a privatized file must be readable", "check the path"), Path(path).open("rb") as stream:
+    with _refuse_bad_files("a privatized file must be readable", "check the path"), Path(path).open("rb") as stream:
 
         def check() -> str:
             for _ in iterate_privatized_lines(read_bounded_lines(stream)):
@@ -87,7 +87,7 @@ def fetch_file(service: Connection, file_id: str, path: Path | str, *, overwrite
     check_target(target, overwrite=overwrite)
     info = yield from get_file(service, file_id)
     with (
-        _refusing("the output must be writable", "choose another folder"),
+        _refuse_bad_files("the output must be writable", "choose another folder"),
         open_whole(target, overwrite=overwrite) as stream,
     ):
         yield from service.download(f"/v1/files/{quote_part(file_id)}/content", stream, most=info.bytes)
@@ -110,7 +110,7 @@ def delete_file(service: Connection, file_id: str) -> Steps[None]:
 
 
 @contextmanager
-def _refusing(rule: str, way_out: str) -> Iterator[None]:
+def _refuse_bad_files(rule: str, way_out: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:

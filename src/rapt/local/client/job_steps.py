@@ -62,7 +62,7 @@ def create_job(
         UsageError: Patience without a validation file, or two different ones.
         ServiceError: The service refused, or gave no answer.
     """
-    body: dict[str, Any] = {"training_file": file_id, "model": model, "method": _patient(method, patience)}
+    body: dict[str, Any] = {"training_file": file_id, "model": model, "method": _add_patience(method, patience)}
     if patience is not None and validation_file is None:
         raise UsageError("patience must come with a validation file, by whose loss a job ends; give validation_file")
     given = {"suffix": suffix, "seed": seed, "validation_file": validation_file, "metadata": metadata}
@@ -73,7 +73,7 @@ def create_job(
     return read_answer(read_job_info, answer)
 
 
-def _patient(method: Mapping[str, Any] | None, patience: int | None) -> dict[str, Any]:
+def _add_patience(method: Mapping[str, Any] | None, patience: int | None) -> dict[str, Any]:
     """A method with its patience, as the API has it among the hyper-parameters."""
     asked: dict[str, Any] = {"type": "auto"} if method is None else dict(method)
     kind = str(asked.get("type"))

@@ -64,7 +64,7 @@ def choose_base_model(service: Connection, manifest: Manifest, *, asked: str | N
             f"a tuning must be of one model, got {len(fitting)} with the vocabulary of the file "
             f"({clean_line(', '.join(fitting))}); name one as `model`"
         )
-    raise _other_vocabulary(manifest)
+    raise _make_vocabulary_error(manifest)
 
 
 def import_adapter(service: Connection, files: Mapping[str, bytes], *, suffix: str | None = None) -> Steps[ModelInfo]:
@@ -102,10 +102,10 @@ def delete_model(service: Connection, model: str) -> Steps[None]:
 def check_same_vocabulary(model: ModelInfo, manifest: Manifest) -> None:
     """Refuse a model with another vocabulary than that of a file (`VocabularyError`)."""
     if model.vocabulary_hash != manifest.vocabulary_hash:
-        raise _other_vocabulary(manifest)
+        raise _make_vocabulary_error(manifest)
 
 
-def _other_vocabulary(manifest: Manifest) -> VocabularyError:
+def _make_vocabulary_error(manifest: Manifest) -> VocabularyError:
     if manifest.unit == "text":
         return VocabularyError(
             "the model must have the codebook that the file was privatized with; name the model of that codebook as "
@@ -149,7 +149,7 @@ def fetch_vocabulary(service: Connection, model: str, folder: Path | str) -> Ste
         UsageError: The folder holds something else, or is a link.
     """
     folder = Path(folder)
-    with _fetched(folder, _BUNDLE_FILES) as partial:
+    with _open_fetched_folder(folder, _BUNDLE_FILES) as partial:
         description, tokenizer, table = (partial / name for name in _BUNDLE_FILES)
         path = f"/v1/vocabularies/{quote_part(model)}"
         yield from service.download(path, description, most=_MOST_OF_A_DESCRIPTION)
@@ -167,7 +167,7 @@ def fetch_vocabulary(service: Connection, model: str, folder: Path | str) -> Ste
         if have is not None:
             return have
         yield from service.download(f"{path}/{tokenizer.name}", tokenizer, most=_MOST_OF_A_TOKENIZER)
-        with _kept_in_part(digest, table) as part:
+        with _open_partial_file(digest, table) as part:
             yield from service.download(f"{path}/{table.name}", part, most=most, tag=f'"sha256:{digest}"')
         return (yield from work(lambda: read_bundle(partial)))
 
@@ -185,7 +185,7 @@ def fetch_codebook(service: Connection, model: str, folder: Path | str) -> Steps
         UsageError: The folder holds something else, or is a link.
         NotFoundError: The model has a vocabulary of tokens.
     """
-    with _fetched(Path(folder), _CODE_FILES) as partial:
+    with _open_fetched_folder(Path(folder), _CODE_FILES) as partial:
         description, table = (partial / name for name in _CODE_FILES)
         path = f"/v1/codes/{quote_part(model)}"
         yield from service.download(path, description, most=_MOST_OF_A_DESCRIPTION)
@@ -216,7 +216,7 @@ def fetch_adapter(service: Connection, model: str, *, form: Literal["rapt", "hub
 
 
 @contextmanager
-def _fetched(folder: Path, files: tuple[str, ...]) -> Iterator[Path]:
+def _open_fetched_folder(folder: Path, files: tuple[str, ...]) -> Iterator[Path]:
     """A folder beside the one that is asked for, in whose place it is put when the block ends without an error."""
     try:
         check_folder(folder, replaceable=files)  # before gigabytes are fetched
@@ -229,7 +229,7 @@ def _fetched(folder: Path, files: tuple[str, ...]) -> Iterator[Path]:
 
 
 @contextmanager
-def _kept_in_part(digest: str, target: Path) -> Iterator[Path]:
+def _open_partial_file(digest: str, target: Path) -> Iterator[Path]:
     """A file in the cache folder, one for each content, that becomes `target` when the block ends without an error.
 
     While another process fetches the same content, or where files cannot be locked, it is the target itself.

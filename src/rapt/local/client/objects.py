@@ -179,8 +179,8 @@ def read_file_info(value: Mapping[str, Any]) -> FileInfo:
     """The file in an answer. Raises `WireError`, as all below, when it is not one."""
     what, detail = "a file", read_field(value, "rapt", dict, what="a file")
     return FileInfo(
-        **_fields(value, {"id": str, "bytes": int, "created_at": int}, what=what),
-        **_fields(detail, {"vocabulary_hash": str, "records": int, "tokens": int}, what=what),
+        **_read_fields(value, {"id": str, "bytes": int, "created_at": int}, what=what),
+        **_read_fields(detail, {"vocabulary_hash": str, "records": int, "tokens": int}, what=what),
         sha256=read_field(detail, "sha256", str, what=what),
     )
 
@@ -188,17 +188,17 @@ def read_file_info(value: Mapping[str, Any]) -> FileInfo:
 def read_job_info(value: Mapping[str, Any]) -> JobInfo:
     """The job in an answer."""
     what = "a job"
-    error, detail = (_optional(value, name, dict, what=what) or {} for name in ("error", "rapt"))
+    error, detail = (_read_optional(value, name, dict, what=what) or {} for name in ("error", "rapt"))
     kinds = {"id": str, "model": str, "training_file": str, "status": str, "method": dict, "seed": int}
     return JobInfo(
-        **_fields(value, kinds, what=what),
-        fine_tuned_model=_optional(value, "fine_tuned_model", str, what=what),
-        trained_tokens=_optional(value, "trained_tokens", int, what=what),
-        error_code=_optional(error, "code", str, what=what),
+        **_read_fields(value, kinds, what=what),
+        fine_tuned_model=_read_optional(value, "fine_tuned_model", str, what=what),
+        trained_tokens=_read_optional(value, "trained_tokens", int, what=what),
+        error_code=_read_optional(error, "code", str, what=what),
         error_message=clean_line(error["message"]) if "message" in error else None,
-        created_at=_optional(value, "created_at", int, what=what),
-        finished_at=_optional(value, "finished_at", int, what=what),
-        validation_file=_optional(value, "validation_file", str, what=what),
+        created_at=_read_optional(value, "created_at", int, what=what),
+        finished_at=_read_optional(value, "finished_at", int, what=what),
+        validation_file=_read_optional(value, "validation_file", str, what=what),
         waits_because=None if detail.get("waits_because") is None else clean_line(detail["waits_because"]),
     )
 
@@ -207,7 +207,7 @@ def read_checkpoint_info(value: Mapping[str, Any]) -> CheckpointInfo:
     """The checkpoint in an answer."""
     what = "a checkpoint"
     return CheckpointInfo(
-        **_fields(value, {"id": str, "created_at": int, "metrics": dict}, what=what),
+        **_read_fields(value, {"id": str, "created_at": int, "metrics": dict}, what=what),
         model=read_field(value, "fine_tuned_model_checkpoint", str, what=what),
         step=read_field(value, "step_number", int, what=what),
     )
@@ -217,21 +217,21 @@ def read_job_event(value: Mapping[str, Any]) -> JobEvent:
     """The event in an answer."""
     what = "an event"
     return JobEvent(
-        **_fields(value, {"id": str, "created_at": int, "level": str, "type": str}, what=what),
+        **_read_fields(value, {"id": str, "created_at": int, "level": str, "type": str}, what=what),
         message=clean_line(read_field(value, "message", str, what=what)),
-        data=_optional(value, "data", dict, what=what),
+        data=_read_optional(value, "data", dict, what=what),
     )
 
 
 def read_model_info(value: Mapping[str, Any]) -> ModelInfo:
     """The model in an answer."""
     what, detail = "a model", read_field(value, "rapt", dict, what="a model")
-    card = _optional(detail, "card", dict, what=what)
+    card = _read_optional(detail, "card", dict, what=what)
     return ModelInfo(
         id=read_field(value, "id", str, what=what),
-        **_fields(detail, {"base": str, "vocabulary_hash": str, "max_tokens": int}, what=what),
+        **_read_fields(detail, {"base": str, "vocabulary_hash": str, "max_tokens": int}, what=what),
         card=None if card is None else parse_card(card),
-        unit=_optional(detail, "unit", str, what=what) or "token",
+        unit=_read_optional(detail, "unit", str, what=what) or "token",
     )
 
 
@@ -240,12 +240,12 @@ def read_pool_info(value: Mapping[str, Any]) -> PoolInfo:
     what = "a pool"
     kinds = {"id": str, "status": str, "setting": str, "least": int, "most": int, "contributions": int}
     return PoolInfo(
-        **_fields(value, kinds, what=what),
+        **_read_fields(value, kinds, what=what),
         manifest=parse_manifest(read_field(value, "manifest", dict, what=what)),
-        file=_optional(value, "file", str, what=what),
-        round=_optional(value, "round", int, what=what) or 1,
-        first=_optional(value, "first", int, what=what),
-        center=_optional(value, "center", str, what=what),
+        file=_read_optional(value, "file", str, what=what),
+        round=_read_optional(value, "round", int, what=what) or 1,
+        first=_read_optional(value, "first", int, what=what),
+        center=_read_optional(value, "center", str, what=what),
     )
 
 
@@ -267,7 +267,7 @@ def read_prediction(value: Mapping[str, Any]) -> Prediction:
 
 def read_completion(value: Mapping[str, Any]) -> Completion:
     """One completion in an answer."""
-    return Completion(**_fields(value, {"text": str, "finish_reason": str}, what="a completion"))
+    return Completion(**_read_fields(value, {"text": str, "finish_reason": str}, what="a completion"))
 
 
 def read_chat_answer(value: Mapping[str, Any]) -> Completion:
@@ -315,11 +315,11 @@ def not_understood() -> ServiceError:
     return ServiceError("the service must answer as this version of rapt expects, and did not; is it a rapt service?")
 
 
-def _fields(value: Mapping[str, Any], kinds: Mapping[str, type[Any]], *, what: str) -> dict[str, Any]:
+def _read_fields(value: Mapping[str, Any], kinds: Mapping[str, type[Any]], *, what: str) -> dict[str, Any]:
     return {name: read_field(value, name, kind, what=what) for name, kind in kinds.items()}
 
 
-def _optional(value: Mapping[str, Any], name: str, kind: type[Any], *, what: str) -> Any:
+def _read_optional(value: Mapping[str, Any], name: str, kind: type[Any], *, what: str) -> Any:
     return None if value.get(name) is None else read_field(value, name, kind, what=what)
 
 

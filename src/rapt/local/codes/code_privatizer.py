@@ -194,7 +194,7 @@ class CodePrivatizer:
 
     def count_cut(self, texts: Sequence[str]) -> int:
         """How many texts are longer than the encoder reads; raises `CorpusError` as `privatize`."""
-        return sum(len(content) > self._room for content in self.vocabulary.encode(self._halves(texts)))
+        return sum(len(content) > self._room for content in self.vocabulary.encode(self._split_halves(texts)))
 
     def manifest(
         self,
@@ -251,7 +251,7 @@ class CodePrivatizer:
             found.append(first + [item for content in rest for item in (self.vocabulary.size, *content)])
         return found
 
-    def _halves(self, texts: Sequence[str]) -> Sequence[str]:
+    def _split_halves(self, texts: Sequence[str]) -> Sequence[str]:
         return [half for text in texts for half in split_pair(text)] if self.mechanism.bundle.pairs else texts
 
     @property

@@ -85,7 +85,7 @@ class TextEncoder:
         content = self.vocabulary.encode(texts, first_position=first_position)
         rows = [[*before, *ids[: self.max_tokens - len(before) - len(after)], *after] for ids in content]
         means = np.empty((len(rows), self.hidden_size), dtype=np.float32)
-        for groups in _batches([len(row) for row in rows]):
+        for groups in _cut_into_batches([len(row) for row in rows]):
             states = self.forward.states([np.array([rows[i] for i in places]) for places in groups])
             start = 0
             for places in groups:
@@ -178,7 +178,7 @@ def _find_around(tokenizer_json: bytes, *, model: str) -> tuple[tuple[int, ...],
     return tuple(encoding.ids[:first]), tuple(encoding.ids[last:])
 
 
-def _batches(lengths: Sequence[int]) -> Iterator[list[list[int]]]:
+def _cut_into_batches(lengths: Sequence[int]) -> Iterator[list[list[int]]]:
     """Cut texts in order of length into batches; each is the places of its texts, by length."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     batch: list[int] = []

@@ -237,7 +237,7 @@ class Forward:
         for ids, size in zip(groups, sizes, strict=True):
             span = slice(start, start + size)
             x[span].reshape(*ids.shape, width)[...] += self.positions[: ids.shape[1]]
-            spans.append((span, ids.shape, self._relative(ids.shape[1])))
+            spans.append((span, ids.shape, self._find_relative_bias(ids.shape[1])))
             start += size
         work = _Work.of(count, width=width, inner=len(self._layers[0].up[1]), dtype=dtype)
         self._normalize(x, self._norm, work)
@@ -248,7 +248,7 @@ class Forward:
             x += _project(work.mixed, layer.out, out=work.wide)
             self._normalize(x, layer.norm1, work)
             np.matmul(x, layer.up[0].T, out=work.inner)
-            for block in _blocks(work.inner):
+            for block in _iterate_blocks(work.inner):
                 block += layer.up[1]
                 gelu(block)
             x += _project(work.inner, layer.down, out=work.wide)
@@ -276,7 +276,7 @@ class Forward:
         x *= norm[0]
         x += norm[1]
 
-    def _relative(self, length: int) -> Floats | None:
+    def _find_relative_bias(self, length: int) -> Floats | None:
         """Bias of each pair of positions of a text, (H, T, T)."""
         if self._bias is None:
             return None
@@ -316,7 +316,7 @@ def _project(x: Floats, weights: tuple[Floats, Floats], *, out: Floats) -> Float
     return out
 
 
-def _blocks(rows: Floats) -> Iterator[Floats]:
+def _iterate_blocks(rows: Floats) -> Iterator[Floats]:
     step = max(1, _GELU_BLOCK // rows.shape[1])
     return (rows[start : start + step] for start in range(0, len(rows), step))
 

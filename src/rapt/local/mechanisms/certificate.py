@@ -73,9 +73,9 @@ def find_largest_slopes(family: Sequence[Scores], *, on_progress: Progress | Non
     inputs, eligible = np.arange(len(family[0].metric.embeddings)), family[0].eligible
     others = np.setdiff1d(inputs, eligible)
     steps = [
-        *((search.normalize, part) for part in _parts(inputs, _ROWS)),
-        *((search.from_eligible, part) for part in _parts(eligible, _ROWS)),
-        *((search.from_others, part) for part in _parts(others, _ROWS)),
+        *((search.normalize, part) for part in _split_parts(inputs, _ROWS)),
+        *((search.from_eligible, part) for part in _split_parts(eligible, _ROWS)),
+        *((search.from_others, part) for part in _split_parts(others, _ROWS)),
     ]
     for done, (step, part) in enumerate(steps, 1):
         step(part)
@@ -109,29 +109,29 @@ class _Search:
     def from_eligible(self, tokens: NDArray[np.int64]) -> None:
         """Pairs whose first token can be an output."""
         for places, distances in self.metric.tiles(tokens, self.inputs):
-            columns, inverse = self.inputs[places], _inverse(distances)
+            columns, inverse = self.inputs[places], _invert(distances)
             for i in range(len(self.family)):
-                bound = self._bound(i, tokens, columns, distances, inverse)
+                bound = self._compute_bound(i, tokens, columns, distances, inverse)
                 row, column = np.unravel_index(bound.argmax(), bound.shape)
                 self._offer(i, float(bound[row, column]), tokens[row], columns[column])
 
     def from_others(self, tokens: NDArray[np.int64]) -> None:
         """Pairs whose first token cannot be an output: bounded, and where that is not enough, computed."""
         for part, distances in self.metric.tiles(tokens, self.inputs):
-            columns, inverse = self.inputs[part], _inverse(distances)
+            columns, inverse = self.inputs[part], _invert(distances)
             for i, scores in enumerate(self.family):
                 farthest = np.minimum(self.farthest[columns], scores.effective_reach)
                 room = farthest - np.minimum(self.nearest[tokens], scores.effective_reach)[:, None]
-                bound = self._bound(i, tokens, columns, np.minimum(distances, room), inverse)
+                bound = self._compute_bound(i, tokens, columns, np.minimum(distances, room), inverse)
                 rows, places = np.nonzero(bound > self.best[i].value)
                 order = np.argsort(-bound[rows, places], kind="stable")
-                for some in _parts(order, _ROWS):
+                for some in _split_parts(order, _ROWS):
                     left, right = rows[some], places[some]
                     if bound[left[0], right[0]] <= self.best[i].value:
                         break
                     self._compute(i, tokens[left], columns[right], distances[left, right])
 
-    def _bound(
+    def _compute_bound(
         self,
         i: int,
         tokens: NDArray[np.int64],
@@ -161,7 +161,7 @@ class _Search:
             self.best[i] = Slope(value=value * (1 + ROUNDING), token=int(token), other=int(other))
 
 
-def _inverse(distances: NDArray[np.float64]) -> NDArray[np.float64]:
+def _invert(distances: NDArray[np.float64]) -> NDArray[np.float64]:
     """1 / D, and 0 where D is 0."""
     same = distances == 0
     inverse: NDArray[np.float64] = 1 / np.where(same, 1.0, distances)
@@ -169,7 +169,7 @@ def _inverse(distances: NDArray[np.float64]) -> NDArray[np.float64]:
     return inverse
 
 
-def _parts(values: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+def _split_parts(values: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
     return [values[start : start + size] for start in range(0, len(values), size)]
 
 
@@ -234,7 +234,7 @@ def certify(
         subject: Description of the pairs, and the largest slope allowed.
         on_progress: Called with what is being done, when it has to be computed.
     """
-    path = find_cache_folder() / _file_name(subject)
+    path = find_cache_folder() / _make_file_name(subject)
     found = _read(path)
     if found is None or found.subject != subject:
         beta, slope = find_largest_beta(make_scores, eta=subject.eta, on_progress=on_progress)
@@ -272,12 +272,12 @@ def find_largest_beta(
         slopes |= dict(zip(points, found, strict=True))
         low = max((point for point, slope in slopes.items() if slope.value <= eta), default=low)
         high = min((point for point, slope in slopes.items() if slope.value > eta and point > low), default=high)
-        points = _between(low, high, slopes, eta=eta)
+        points = _choose_between(low, high, slopes, eta=eta)
     # eta / 2 is proved for every table; what was computed there may exceed eta by the allowance for rounding.
     return eta * low / _STEPS, replace(slopes[low], value=min(slopes[low].value, eta))
 
 
-def _between(low: int, high: int, slopes: dict[int, Slope], *, eta: float) -> list[int]:
+def _choose_between(low: int, high: int, slopes: dict[int, Slope], *, eta: float) -> list[int]:
     """Up to four points strictly inside the bracket, around where the slope should cross eta."""
     crossing = (low + high) // 2
     if high in slopes:
@@ -296,7 +296,7 @@ def save_beside(certificate: Certificate, folder: Path) -> Path:
     Raises:
         CorpusError: The folder cannot be written to.
     """
-    path = folder / _file_name(certificate.subject)
+    path = folder / _make_file_name(certificate.subject)
     _write(certificate, path)
     if _read(path) != certificate:
         raise CorpusError(
@@ -305,7 +305,7 @@ def save_beside(certificate: Certificate, folder: Path) -> Path:
     return path
 
 
-def _file_name(subject: Subject) -> str:
+def _make_file_name(subject: Subject) -> str:
     return f"slope-{hashlib.sha256(json.dumps(subject).encode()).hexdigest()[:32]}.json"
 
 

@@ -83,11 +83,11 @@ class CustextMechanism:
     @cached_property
     def sets(self) -> NDArray[np.int64]:
         """The set of every row of the table, (V,)."""
-        return _kept_partition(self.vocabulary, self.set_size)
+        return _keep_partition(self.vocabulary, self.set_size)
 
     @cached_property
     def _ends(self) -> NDArray[np.uint64]:
-        """`_whole_ends` of the types seen so far, (V, longest): 16 bytes times `set_size` a type seen, at most."""
+        """`_round_ends` of the types seen so far, (V, longest): 16 bytes times `set_size` a type seen, at most."""
         return np.empty((self.vocabulary.size, self._members.shape[1]), dtype=np.uint64)  # taken up as it is filled
 
     @cached_property
@@ -99,7 +99,7 @@ class CustextMechanism:
         missing = np.unique(token_ids[~self._seen[token_ids]])
         for start in range(0, len(missing), _TYPES_AT_ONCE):
             types = missing[start : start + _TYPES_AT_ONCE]
-            self._ends[types] = _whole_ends(np.exp(self._log_probabilities(types)))
+            self._ends[types] = _round_ends(np.exp(self._log_probabilities(types)))
             self._seen[types] = True
 
     @cached_property
@@ -154,7 +154,7 @@ class CustextMechanism:
 
 
 @lru_cache(maxsize=_KEPT)
-def _kept_partition(vocabulary: Vocabulary, set_size: int) -> NDArray[np.int64]:
+def _keep_partition(vocabulary: Vocabulary, set_size: int) -> NDArray[np.int64]:
     found = partition(vocabulary, set_size=set_size)
     found.flags.writeable = False
     return found
@@ -204,7 +204,7 @@ def partition(vocabulary: Vocabulary, *, set_size: int) -> NDArray[np.int64]:
     return found
 
 
-def _whole_ends(probabilities: NDArray[np.float64]) -> NDArray[np.uint64]:
+def _round_ends(probabilities: NDArray[np.float64]) -> NDArray[np.uint64]:
     """Running sums, less 1, of whole numbers proportional to the probabilities of each row that add up to 2^64."""
     # 2^24 below 2^64 leaves room for the rounding of a float64 sum; what is missing goes to the likeliest output.
     weights = (probabilities * (2.0**64 - 2.0**24)).astype(np.uint64)

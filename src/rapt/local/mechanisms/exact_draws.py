@@ -49,14 +49,14 @@ _TOKENS_AT_ONCE: Final = 16384
 CACHE_BYTES: Final = 2**29
 
 
-def _bounds() -> NDArray[np.uint32]:
+def _compute_bounds() -> NDArray[np.uint32]:
     """B of each code, (256,): whole numbers, above every weight of the code."""
     return np.ceil(_TOP * np.exp(-np.arange(256) / _CODES_PER_NAT)).astype(np.uint32) + np.uint32(1)
 
 
-def _certain() -> NDArray[np.uint64]:
+def _compute_certain() -> NDArray[np.uint64]:
     """Numbers below this are accepted whatever the exact weight is, for each code, (256,)."""
-    least = _TOP * np.exp(-(np.arange(256) + 1) / _CODES_PER_NAT - 2 * _MARGIN) / _bounds()
+    least = _TOP * np.exp(-(np.arange(256) + 1) / _CODES_PER_NAT - 2 * _MARGIN) / _compute_bounds()
     least[255] = 0  # no lower end
     return (least * 2.0**64).astype(np.uint64)
 
@@ -84,8 +84,8 @@ class ExactDraws:
         capacity = max(cache_bytes // (self._blocks * (_BLOCK + 4)), min(_TYPES_AT_ONCE, inputs) // 2, 1)
         self._capacity = min(capacity, inputs)
         self._shift = max(_LEAST_SHIFT, outputs.bit_length() + 26 - 32)
-        self._bound = _bounds()
-        self._certain = _certain()
+        self._bound = _compute_bounds()
+        self._certain = _compute_certain()
         # Bounds of two outputs at once: half as many steps within a block. The table is symmetric, so the order of the
         # bytes of a number does not matter.
         self._bound_of_two = (self._bound[None, :] + self._bound[:, None]).ravel()
@@ -192,14 +192,14 @@ class ExactDraws:
         self._slot[self._owner[oldest][self._owner[oldest] >= 0]] = -1
         for start in range(0, len(missing), _TYPES_AT_ONCE):
             some, slots = missing[start : start + _TYPES_AT_ONCE], oldest[start : start + _TYPES_AT_ONCE]
-            self._codes[slots], self._raise[slots] = self._code(some)
+            self._codes[slots], self._raise[slots] = self._encode_outputs(some)
             sums = self._bound_of_two[self._codes[slots].view(np.uint16)]
             blocks = sums.reshape(len(some), self._blocks, _BLOCK // 2).sum(axis=2, dtype=np.uint64)
             rounded = (blocks + np.uint64(2**self._shift - 1)) >> np.uint64(self._shift)
             self._ends[slots] = np.cumsum(rounded, axis=1)
             self._slot[some], self._owner[slots], self._used[slots] = slots, some, self._clock
 
-    def _code(self, types: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    def _encode_outputs(self, types: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
         """Codes of all outputs, the last block filled up with 255; and how far the scores were raised, in nats."""
         steps = np.full((len(types), self._blocks * _BLOCK), _MOST_STEPS, dtype=np.int16)
         for columns, scores in self._scores.tiles(types):

@@ -170,7 +170,7 @@ def make_exponential(
     Status: proved.
     """
     named = UNIFORM if prior is None else prior.hash
-    scores = _euclidean_scores(vocabulary, eta, log_prior=None if prior is None else prior.log_ratios)
+    scores = _make_euclidean_scores(vocabulary, eta, log_prior=None if prior is None else prior.log_ratios)
     certificate = None
     if calibrated:
         subject = Subject(vocabulary.hash, EUCLIDEAN, named, float(eta))
@@ -207,7 +207,7 @@ def make_santext(*, vocabulary: Vocabulary, eta: float) -> ScoredMechanism:
     Findings of ACL 2021, Algorithm 1. Status: proved.
     """
     setting = MechanismSetting(name="santext", parameters={"eta": float(eta)})
-    return ScoredMechanism(setting=setting, scores=_euclidean_scores(vocabulary, eta))
+    return ScoredMechanism(setting=setting, scores=_make_euclidean_scores(vocabulary, eta))
 
 
 def make_tem(*, vocabulary: Vocabulary, eta: float, outside: float = OUTSIDE) -> ScoredMechanism:
@@ -246,10 +246,10 @@ def make_tem(*, vocabulary: Vocabulary, eta: float, outside: float = OUTSIDE) ->
     others = max(len(vocabulary.eligible) - 1, 1)
     gamma = 2 / check_eta(eta) * min(math.log((1 - outside) * others / outside), LARGEST_DROP)
     setting = MechanismSetting(name="tem", parameters={"eta": float(eta), "outside": outside})
-    return ScoredMechanism(setting=setting, scores=_euclidean_scores(vocabulary, eta, reach=gamma))
+    return ScoredMechanism(setting=setting, scores=_make_euclidean_scores(vocabulary, eta, reach=gamma))
 
 
-def _euclidean_scores(
+def _make_euclidean_scores(
     vocabulary: Vocabulary, eta: float, *, log_prior: NDArray[np.float64] | None = None, reach: float = np.inf
 ) -> Scores:
     metric = PublicMetric(embeddings=vocabulary.embeddings)
@@ -258,7 +258,7 @@ def _euclidean_scores(
     )
 
 
-def _pure_loss(setting: MechanismSetting, *, distance: float, dimension: int, step: float | None) -> PrivacyLoss:
+def _make_pure_loss(setting: MechanismSetting, *, distance: float, dimension: int, step: float | None) -> PrivacyLoss:
     return pure_loss(epsilon=setting.eta * distance, step=step)
 
 
@@ -266,7 +266,7 @@ def _choose_prior(source: str, vocabulary: Vocabulary) -> OutputPrior | None:
     return None if source == UNIFORM else read_output_prior(Path(source), vocabulary)
 
 
-_PROMISE: Final = Promise(loss=_pure_loss, pure_only=True)
+_PROMISE: Final = Promise(loss=_make_pure_loss, pure_only=True)
 EXPONENTIAL: Final = MechanismKind(
     name="exponential",
     build=make_exponential,

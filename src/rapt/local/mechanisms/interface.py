@@ -47,11 +47,12 @@ def read_options(
             choose = f"choose among {', '.join(known)}" if known else "it has none"
             raise MechanismError(f"mechanism={mechanism!r} has no option {name!r}; {choose}")
     return {
-        name: _typed(given[name], option, name) if name in given else option.default for name, option in known.items()
+        name: _read_typed(given[name], option, name) if name in given else option.default
+        for name, option in known.items()
     }
 
 
-def _typed(value: Parameter, option: Option, name: str) -> Parameter:
+def _read_typed(value: Parameter, option: Option, name: str) -> Parameter:
     kind = type(option.default)
     if kind is float and type(value) is int:
         value = float(value)
@@ -199,11 +200,11 @@ class MechanismKind:
         return self.build(
             vocabulary=vocabulary,
             eta=check_eta(eta),
-            **{name: _chosen(value, self.options[name], vocabulary) for name, value in chosen.items()},
+            **{name: _read_chosen(value, self.options[name], vocabulary) for name, value in chosen.items()},
         )
 
 
-def _chosen(value: Parameter, option: Option, vocabulary: Vocabulary) -> Any:
+def _read_chosen(value: Parameter, option: Option, vocabulary: Vocabulary) -> Any:
     return value if option.read is None else option.read(str(value), vocabulary)
 
 

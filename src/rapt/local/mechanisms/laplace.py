@@ -138,15 +138,15 @@ def sample_noise(rng: np.random.Generator, *, eta: float, dim: int, size: int) -
         (n, d), float64.
     """
     direction = rng.standard_normal((size, dim))
-    square = _squared_length(direction)
+    square = _square_lengths(direction)
     while (zero := square == 0).any():  # at d = 1 a normal number rounds to 0 once in about 10^16 draws
         direction[zero] = rng.standard_normal((int(zero.sum()), dim))
-        square = _squared_length(direction)
+        square = _square_lengths(direction)
     direction *= (rng.gamma(dim, 1 / eta, size=size) / np.sqrt(square))[:, None]
     return direction
 
 
-def _squared_length(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+def _square_lengths(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """(n, d) to (n,), without the matrix of squares: next to an int8 search its memory would be felt."""
     square: NDArray[np.float64] = np.einsum("ij,ij->i", rows, rows)
     return square
@@ -159,7 +159,7 @@ def state_laplace_loss(
     return laplace_loss(eta=setting.eta, distance=distance, dimension=dimension, step=step)
 
 
-def _noise(setting: MechanismSetting, dimension: int) -> Noise:
+def _make_noise(setting: MechanismSetting, dimension: int) -> Noise:
     # ‖z‖ ~ Gamma(d, 1/η), so E‖z‖ = d/η and E‖z‖² = d(d+1)/η², the same share of it in each of the d directions.
     length = dimension / setting.eta
     if not math.isfinite(length):
@@ -169,7 +169,7 @@ def _noise(setting: MechanismSetting, dimension: int) -> Noise:
 
 # Vickrey and the rank fix compute their output from the noisy vector, or the token, of `laplace`, so its loss bounds
 # theirs.
-LAPLACE_PROMISE: Final = Promise(loss=state_laplace_loss, noise=_noise)
+LAPLACE_PROMISE: Final = Promise(loss=state_laplace_loss, noise=_make_noise)
 LAPLACE: Final = MechanismKind(name="laplace", build=LaplaceMechanism, promise=LAPLACE_PROMISE)
 
 

@@ -131,21 +131,21 @@ def shape_matrix(vocabulary: Vocabulary, *, mixing: float) -> NDArray[np.float64
     return found
 
 
-def _euclidean_slope(setting: MechanismSetting) -> float:
+def _bound_slope(setting: MechanismSetting) -> float:
     # No eigenvalue of S is below 1 - m, so no distance in its metric exceeds the Euclidean one over sqrt(1 - m).
     return setting.eta / math.sqrt(1 - read_number(setting, "mixing", at_most=LARGEST_MIXING))
 
 
-def _loss(setting: MechanismSetting, *, distance: float, dimension: int, step: float | None) -> PrivacyLoss:
+def _make_loss(setting: MechanismSetting, *, distance: float, dimension: int, step: float | None) -> PrivacyLoss:
     # Noise at a larger distance is told apart more easily: Laplace noise of a smaller scale plus independent noise is
     # Laplace noise of a larger one, because the Gamma law of its variance is self-decomposable.
-    return laplace_loss(eta=_euclidean_slope(setting), distance=distance, dimension=dimension, step=step)
+    return laplace_loss(eta=_bound_slope(setting), distance=distance, dimension=dimension, step=step)
 
 
 def _remark(setting: MechanismSetting) -> str:
     return (
         "metric: the noise is longer along some directions of the table than along others. Every bound here holds for "
-        f"any direction, with the slope {_euclidean_slope(setting):.4g} per Euclidean distance in place of η; most "
+        f"any direction, with the slope {_bound_slope(setting):.4g} per Euclidean distance in place of η; most "
         "pairs are protected better."
     )
 
@@ -153,7 +153,7 @@ def _remark(setting: MechanismSetting) -> str:
 MAHALANOBIS: Final = MechanismKind(
     name="mahalanobis",
     build=MahalanobisMechanism,
-    promise=Promise(loss=_loss, remark=_remark),
+    promise=Promise(loss=_make_loss, remark=_remark),
     options={
         "mixing": Option(default=MIXING, help="m, from 0 for the Euclidean metric to below 1 for the Mahalanobis one")
     },

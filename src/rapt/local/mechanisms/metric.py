@@ -75,19 +75,19 @@ class PublicMetric:
             near, place = np.nonzero(found < (limit * limit)[:, None])
             found[near, place] = 0  # it may be a little below, which has no root
             np.sqrt(found, out=found)
-            found[near, place] = self._straight(left[near], ids[place])
+            found[near, place] = self._measure_straight(left[near], ids[place])
             if self.tags is not None:
                 found += self.penalty * (self.tags[left, None] != self.tags[ids])
             yield slice(start, start + len(ids)), found
 
     def pairs(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.float64]:
         """The distance of each pair, (n,), to the last digits: exactly 0 for equal rows of one class."""
-        found = self._straight(left, right)
+        found = self._measure_straight(left, right)
         if self.tags is not None:
             found += self.penalty * (self.tags[left] != self.tags[right])
         return found
 
-    def _straight(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _measure_straight(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.float64]:
         found = np.empty(len(left))
         for start in range(0, len(left), _TILE):
             part = slice(start, start + _TILE)

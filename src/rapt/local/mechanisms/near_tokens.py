@@ -46,11 +46,11 @@ def find_nearest_tokens(
     lengths = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
     for start in range(0, len(vectors), _VECTORS):
         part = slice(start, start + _VECTORS)
-        ids[part], distances[part] = _nearest_of_batch(vectors[part], rows, lengths, eligible, count)
+        ids[part], distances[part] = _find_nearest_of_batch(vectors[part], rows, lengths, eligible, count)
     return ids, distances
 
 
-def _nearest_of_batch(
+def _find_nearest_of_batch(
     vectors: NDArray[np.float64],
     rows: NDArray[np.float32],
     lengths: NDArray[np.float64],
@@ -68,15 +68,15 @@ def _nearest_of_batch(
     size = longest + 2 * np.linalg.norm(vectors, axis=1) * np.sqrt(longest)
     level = edge + 4 * (vectors.shape[1] + 4) * 2.0**-24 * size
     places.sort(axis=1)  # ascending, so that a stable order gives ties to the lowest id
-    places, distances = _ordered(vectors, rows, places)
+    places, distances = _order_by_distance(vectors, rows, places)
     for i in np.flatnonzero((squares <= level[:, None]).sum(axis=1) > count):  # a tie at the edge, or nearly
         among = np.flatnonzero(squares[i] <= level[i])[None]
-        order, exact = _ordered(vectors[i : i + 1], rows, among)
+        order, exact = _order_by_distance(vectors[i : i + 1], rows, among)
         places[i], distances[i] = order[0, :count], exact[0, :count]
     return eligible[places], distances
 
 
-def _ordered(
+def _order_by_distance(
     vectors: NDArray[np.float64], rows: NDArray[np.float32], places: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The places of each row by distance from its vector, and the distances."""

@@ -130,7 +130,7 @@ class TokenTags:
 @keep_by_hash
 def tag_by_rule(vocabulary: Vocabulary) -> TokenTags:
     """The tags by rule. Tokens that can never be an output are one class of their own."""
-    names = _token_names(vocabulary)
+    names = _list_token_names(vocabulary)
     marks = tuple(mark for mark in _WORD_STARTS if any(name.startswith(mark) for name in names))
     tags = [tag_token(name, word_starts=marks) for name in names]
     for row in np.setdiff1d(np.arange(vocabulary.size), vocabulary.eligible):
@@ -183,7 +183,7 @@ def read_tags(path: Path, vocabulary: Vocabulary) -> TokenTags:
         content = path.read_bytes()
     except OSError as error:
         raise MechanismError(f"{what} must be readable, got {error.strerror or type(error).__name__}") from None
-    names = _token_names(vocabulary)
+    names = _list_token_names(vocabulary)
     given: list[object]
     if content.lstrip()[:1] == b"[":
         given = _list_of(content, what=what)
@@ -226,7 +226,7 @@ def _list_of(content: bytes, *, what: str) -> list[object]:
     return found
 
 
-def _token_names(vocabulary: Vocabulary) -> list[str]:
+def _list_token_names(vocabulary: Vocabulary) -> list[str]:
     """The written form of every row; empty for rows that the tokenizer has no token for."""
     try:
         return vocabulary.tokens(range(vocabulary.size))

@@ -83,7 +83,7 @@ def make_soft_pos(
     return ScoredMechanism(setting=setting, scores=scores, certificate=certificate)
 
 
-def _loss(setting: MechanismSetting, *, distance: float, dimension: int, step: float | None) -> PrivacyLoss:
+def _make_loss(setting: MechanismSetting, *, distance: float, dimension: int, step: float | None) -> PrivacyLoss:
     # The two tokens may be of different classes, at any distance.
     penalty = read_number(setting, "penalty", at_most=math.inf)
     return pure_loss(epsilon=setting.eta * (distance + penalty), step=step)
@@ -100,7 +100,7 @@ def _remark(setting: MechanismSetting) -> str:
 SOFT_POS: Final = MechanismKind(
     name="soft-pos",
     build=make_soft_pos,
-    promise=Promise(loss=_loss, pure_only=True, remark=_remark),
+    promise=Promise(loss=_make_loss, pure_only=True, remark=_remark),
     options={
         "penalty": Option(default=PENALTY, help="distance between words of different classes, at least 0"),
         "tags": TAGS_OPTION,

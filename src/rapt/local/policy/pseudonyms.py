@@ -114,7 +114,7 @@ class PseudonymMap:
         """
         path = Path(path)
         place = locate_key(path, key)
-        with _locked(path):
+        with _hold_lock(path):
             if not path.exists() and not has_key(place, owner=OWNER):
                 secret = make_key(place, owner=OWNER)
             else:
@@ -163,7 +163,7 @@ class PseudonymMap:
         with self._lock:
             if len(self._names) == self._saved and self._path.exists():
                 return
-            with _locked(self._path):
+            with _hold_lock(self._path):
                 self._take(self._read())
                 try:
                     write_whole(self._path, self._seal(), private=True)
@@ -223,7 +223,7 @@ def _name_lock(path: Path) -> Path:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _hold_lock(path: Path) -> Iterator[None]:
     """Hold the lock of a map, which another process may have for a moment."""
     lock = _name_lock(path)
     deadline = time.monotonic() + _PATIENCE

@@ -88,7 +88,7 @@ _STATED: Final = re.compile(
 )
 
 
-def _whole(pattern: re.Pattern[str]) -> Recognizer:
+def _make_whole_recognizer(pattern: re.Pattern[str]) -> Recognizer:
     def find(text: str) -> Iterator[tuple[int, int]]:
         return (found.span() for found in pattern.finditer(text))
 
@@ -190,11 +190,11 @@ def _find_secrets(text: str) -> Iterator[tuple[int, int]]:
 PATTERNS: Final[Mapping[str, Recognizer]] = {
     "secret": _find_secrets,
     "url": _find_urls,
-    "email": _whole(_EMAIL),
+    "email": _make_whole_recognizer(_EMAIL),
     "iban": _find_accounts,
     "card": _find_cards,
     "ip": _find_addresses,
-    "date": _whole(_DATE),
+    "date": _make_whole_recognizer(_DATE),
     "phone": _find_phones,
     "number": _find_numbers,
 }

@@ -86,7 +86,7 @@ def save_adapter(adapter: Adapter, folder: Path) -> AdapterCard:
         adapter: Adapter to save.
         folder: Must not exist yet.
     """
-    card, files = _written(adapter)
+    card, files = _write_files(adapter)
     write_folder(folder, files)
     return card
 
@@ -106,7 +106,7 @@ def adapter_to_files(adapter: Adapter) -> dict[str, bytes]:
     Raises:
         TuningError: The weights are not finite, or larger than `adapter_from_files` takes: the run has diverged.
     """
-    return _written(adapter)[1]
+    return _write_files(adapter)[1]
 
 
 def adapter_from_files(files: Mapping[str, bytes], *, backbone: Backbone) -> Adapter:
@@ -166,7 +166,7 @@ def check_plain_tokens(adapter: Adapter | None, privatized: Sequence[int], *, po
         )
 
 
-def _written(adapter: Adapter) -> tuple[AdapterCard, dict[str, bytes]]:
+def _write_files(adapter: Adapter) -> tuple[AdapterCard, dict[str, bytes]]:
     tensors = {HEAD_WEIGHT: adapter.head_weight, HEAD_BIAS: adapter.head_bias}
     if adapter.label_shares is not None:
         tensors[HEAD_SHARES] = adapter.label_shares

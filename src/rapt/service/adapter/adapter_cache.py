@@ -97,14 +97,14 @@ class AdapterCache:
 
 def bytes_of(adapter: Adapter) -> int:
     """Memory that an adapter takes, about: its tensors, and a little for the rest."""
-    return _OVERHEAD + _tensor_bytes(adapter)
+    return _OVERHEAD + _count_tensor_bytes(adapter)
 
 
-def _tensor_bytes(value: object) -> int:
+def _count_tensor_bytes(value: object) -> int:
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()
     if isinstance(value, dict):
-        return sum(map(_tensor_bytes, value.values()))
+        return sum(map(_count_tensor_bytes, value.values()))
     if is_dataclass(value):
-        return sum(_tensor_bytes(getattr(value, field.name)) for field in fields(value))
+        return sum(_count_tensor_bytes(getattr(value, field.name)) for field in fields(value))
     return 0

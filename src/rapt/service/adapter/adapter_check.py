@@ -98,11 +98,11 @@ def read_tensors(weights: bytes, card: AdapterCard, *, backbone: Backbone) -> di
     Raises:
         WireError: They are not those that the card asks for, not finite, or too large for a forward pass.
     """
-    _check_shapes(_stated_shapes(weights), card=card, backbone=backbone)
+    _check_shapes(_read_stated_shapes(weights), card=card, backbone=backbone)
     try:
         tensors = {name: tensor.float().to(backbone.device) for name, tensor in load_tensors(weights).items()}
     except (SafetensorError, RuntimeError, ValueError):
-        raise _damaged() from None
+        raise _make_damaged_error() from None
     check_numbers(tensors)
     return tensors
 
@@ -159,38 +159,38 @@ def _check_shapes(found: Mapping[str, Shape], *, card: AdapterCard, backbone: Ba
             raise WireError(f"an adapter's {what} must be of shape {shape}, as card and backbone say; tune again")
 
 
-def _stated_shapes(weights: bytes) -> dict[str, Shape]:
+def _read_stated_shapes(weights: bytes) -> dict[str, Shape]:
     """Shape of each tensor by the header of a safetensors file; their bytes lie in a row and fill the file."""
     length = int.from_bytes(weights[:8], "little")
     if not 2 <= length <= min(_MOST_HEADER_BYTES, len(weights) - 8):
-        raise _damaged()
+        raise _make_damaged_error()
     try:
         header = parse_json(weights[8 : 8 + length], what="the header", most_fields=_MOST_TENSORS)
     except WireError:
-        raise _damaged() from None
+        raise _make_damaged_error() from None
     if not isinstance(header, dict):
-        raise _damaged()
+        raise _make_damaged_error()
     header.pop("__metadata__", None)  # notes of whoever wrote it: not looked at, and not kept
     shapes, places = {}, []
     for name, entry in header.items():
         if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-            raise _damaged()
+            raise _make_damaged_error()
         item, shape, place = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not (_are_counts(shape) and _are_counts(place) and len(place) == 2 and type(item) is str):
-            raise _damaged()
+            raise _make_damaged_error()
         if item not in _ITEM_BYTES:
             raise WireError(f"an adapter's weights must be of type {', '.join(_ITEM_BYTES)}; convert them")
         if place[1] - place[0] != math.prod(shape) * _ITEM_BYTES[item]:
-            raise _damaged()
+            raise _make_damaged_error()
         shapes[name] = tuple(shape)
         places.append(tuple(place))
     end = 0
     for begin, following in sorted(places):
         if begin != end:
-            raise _damaged()
+            raise _make_damaged_error()
         end = following
     if end != len(weights) - 8 - length:
-        raise _damaged()
+        raise _make_damaged_error()
     return shapes
 
 
@@ -198,5 +198,5 @@ def _are_counts(value: object) -> bool:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value) and len(value) <= 8
 
 
-def _damaged() -> WireError:
+def _make_damaged_error() -> WireError:
     return WireError("an adapter's weights must be a whole safetensors file; copy it again")

@@ -297,10 +297,10 @@ class Batcher(Generic[Row, Answer]):
                         ticket.fail(UnavailableError("the service is stopping; send the request again later"))
                     self._queue.clear()
                     return
-                works = self._queue.take(budget=self._budget())
+                works = self._queue.take(budget=self._compute_budget())
             self._serve(works)
 
-    def _budget(self) -> int:
+    def _compute_budget(self) -> int:
         """Cost that may be taken at once."""
         limits, speed = self._limits, self._seconds_per_cost
         in_time = limits.round_seconds / speed if speed else 0.0

@@ -130,7 +130,7 @@ class DecoderRows:
     def step(self, last: Tensor, *, steering: Steering | None) -> Tensor:
         """Read one more token a row, (B,); returns the states that the next ones are chosen from, (B, h)."""
         seen = self._cache.make_room()
-        states = _forward(
+        states = _run_forward(
             self._backbone,
             self._backbone.embed(last[:, None]),
             seen=seen,
@@ -164,12 +164,12 @@ def read_with_decoder(
     causal = torch.ones(width, width, dtype=torch.bool, device=backbone.device).tril()
     seen = causal & layout.attention_mask[:, None, None, :].bool()  # (B, 1, T, T)
     cache = RowCache(layout.lengths)
-    states = _forward(backbone, inputs, seen=seen, positions=layout.position_ids, cache=cache, steering=steering)
+    states = _run_forward(backbone, inputs, seen=seen, positions=layout.position_ids, cache=cache, steering=steering)
     cache.filled().keep(range(len(rows)))
     return DecoderRows(backbone, cache), states[torch.arange(len(rows), device=states.device), layout.lengths - 1]
 
 
-def _forward(
+def _run_forward(
     backbone: Backbone, inputs: Tensor, *, seen: Tensor, positions: Tensor, cache: RowCache, steering: Steering | None
 ) -> Tensor:
     with steered(steering):
@@ -273,11 +273,13 @@ def _append(cache: DynamicCache, other: DynamicCache, *, at_end: bool) -> None:
     """Append rows, all filled up with columns to one width."""
     width = max(cache.get_seq_length(), other.get_seq_length())
     for layer, added in zip(cache_layers(cache), cache_layers(other), strict=True):
-        layer.keys = torch.cat([_widened(keys, width, at_end=at_end) for keys in (layer.keys, added.keys)])
-        layer.values = torch.cat([_widened(values, width, at_end=at_end) for values in (layer.values, added.values)])
+        layer.keys = torch.cat([_widen_cache(keys, width, at_end=at_end) for keys in (layer.keys, added.keys)])
+        layer.values = torch.cat(
+            [_widen_cache(values, width, at_end=at_end) for values in (layer.values, added.values)]
+        )
 
 
-def _widened(tensor: Tensor, width: int, *, at_end: bool) -> Tensor:
+def _widen_cache(tensor: Tensor, width: int, *, at_end: bool) -> Tensor:
     more = width - tensor.shape[2]
     return pad(tensor, (0, 0, 0, more) if at_end else (0, 0, more, 0))
 

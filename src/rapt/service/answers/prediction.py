@@ -75,12 +75,12 @@ def check_row(backbone: Backbone, row: ClassificationRow, *, position: int) -> N
         raise UsageError(
             f"{name_record(position)} must have two texts as in tuning, got one; privatize it with `second_column`"
         )
-    check_fit(backbone, row, position=position, other_tokens=len(_classes(row.task).cue(backbone)))
+    check_fit(backbone, row, position=position, other_tokens=len(_find_classes(row.task).cue(backbone)))
 
 
 def plan(rows: Sequence[ClassificationRow], *, device: str = "cpu") -> list[list[int]]:
     """Choose the rows that share a pass on a kind of device, as positions."""
-    return cut_into_passes([row.positions for row in rows], lanes=[_lane(row) for row in rows], device=device)
+    return cut_into_passes([row.positions for row in rows], lanes=[_choose_lane(row) for row in rows], device=device)
 
 
 def classify(backbone: Backbone, rows: Sequence[ClassificationRow]) -> list[tuple[float, ...]]:
@@ -105,7 +105,7 @@ def classify(backbone: Backbone, rows: Sequence[ClassificationRow]) -> list[tupl
 @torch.inference_mode()
 def classify_pass(backbone: Backbone, rows: Sequence[ClassificationRow]) -> list[tuple[float, ...]]:
     """Answers of spelled and checked rows of one lane in one forward pass; as `classify`."""
-    task = _classes(rows[0].task)
+    task = _find_classes(rows[0].task)
     steering = steer([row.tuned for row in rows])
     layout = lay_out_rows(backbone, rows, steering=steering, cues=[task.cue(backbone)] * len(rows))
     states = backbone.encode(
@@ -127,14 +127,14 @@ def classify_pass(backbone: Backbone, rows: Sequence[ClassificationRow]) -> list
     return answers
 
 
-def _lane(row: ClassificationRow) -> Hashable:
+def _choose_lane(row: ClassificationRow) -> Hashable:
     tuned = row.tuned
     prefix = size_class(tuned.prefix_length, short=SHORT_PREFIX)
     rank = size_class(tuned.highest_rank, short=SHORT_RANK) if tuned.lora else None
     return row.task, prefix, rank, row.compares
 
 
-def _classes(name: str) -> Classes:
+def _find_classes(name: str) -> Classes:
     task = TASKS[name]
     if not isinstance(task, Classes):
         raise UsageError("the model must choose among classes, got one that writes text; ask it for a completion")

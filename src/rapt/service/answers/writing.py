@@ -219,7 +219,7 @@ class Writer:
                 if self._closing:
                     refusal = UnavailableError("the service is stopping; send the request again later")
                     aside = [text for texts in self._aside.values() for text in texts]
-                    for text in [*self._texts(), *aside, *self._queue.clear()]:
+                    for text in [*self._list_texts(), *aside, *self._queue.clear()]:
                         _tell(text, Written(error=refusal))
                     return
                 leaving, coming = self._share_out()
@@ -227,13 +227,13 @@ class Writer:
                 self._speed.moved(sum(text.cost for text in new), left=self._queue.cost, now=time.monotonic())
             for text in leaving:
                 self._put_aside(text)
-            self._step()
+            self._make_step()
             for text in coming:
                 if text.aside is not None:
                     self._take_up(text)
             self._join(new)
 
-    def _texts(self) -> list[Text]:
+    def _list_texts(self) -> list[Text]:
         return [text for lane in self._lanes.values() for text in lane.texts]
 
     def _share_out(self) -> tuple[list[Text], list[Text]]:
@@ -243,7 +243,7 @@ class Writer:
             for tenant, texts in self._aside.items()
             if (staying := deque(text for text in texts if not text.left))
         }
-        present = [text for text in self._texts() if not text.left]
+        present = [text for text in self._list_texts() if not text.left]
         places = Counter(text.tenant for text in present)
         leaving: list[Text] = []
         coming: list[Text] = []
@@ -251,7 +251,7 @@ class Writer:
         while waiting := [*self._aside, *(one for one in self._queue.tenants() if one not in self._aside)]:
             next_one = min(waiting, key=lambda tenant: places[tenant])
             if places.total() >= self._most:
-                giving = _who_makes_room(present, places, taker=next_one)
+                giving = _choose_who_makes_room(present, places, taker=next_one)
                 if giving is None:
                     break
                 present.remove(giving)
@@ -287,7 +287,7 @@ class Writer:
         lane.texts.append(text)
         text.aside, text.turn = None, 0
 
-    def _step(self) -> None:
+    def _make_step(self) -> None:
         """One token for each text; of each tenant's that are written alone, for one."""
         self._leave()
         had: set[str] = set()
@@ -353,7 +353,7 @@ class Writer:
                 del self._lanes[key]
 
 
-def _who_makes_room(texts: list[Text], places: Counter[str], *, taker: str) -> Text | None:
+def _choose_who_makes_room(texts: list[Text], places: Counter[str], *, taker: str) -> Text | None:
     """The youngest text of the tenant with most places, if the taker has fewer by two, or none and a turn is over."""
     holder, most = places.most_common(1)[0]
     if holder != taker and most > places[taker] + 1:

@@ -171,14 +171,14 @@ def _load_bert(folder: Path, *, dtype: torch.dtype, **more: Any) -> Parts:
     return Parts(
         whole=encoder,
         encoder=encoder,
-        language_head=_masked_word_head(folder, encoder, dtype=dtype),
+        language_head=_load_masked_word_head(folder, encoder, dtype=dtype),
         # The encoder itself adds the first row everywhere, so a second text has the difference on top.
         segment_shift=types[1] - types[0] if len(types) > 1 else None,
         own_forward=None if more else bert_forward_of(encoder, dtype=dtype),  # of weights that are whole
     )
 
 
-def _masked_word_head(folder: Path, encoder: BertModel, *, dtype: torch.dtype) -> LanguageHead | None:
+def _load_masked_word_head(folder: Path, encoder: BertModel, *, dtype: torch.dtype) -> LanguageHead | None:
     """The head in `model.safetensors`; a checkpoint in shards, or one without the head, gives None."""
     path = folder / "model.safetensors"
     if not path.is_file():

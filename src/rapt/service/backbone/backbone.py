@@ -219,10 +219,10 @@ class Backbone:
 
     def tokenize(self, public_text: str) -> tuple[int, ...]:
         """Content tokens of a string that is public, such as a label word: never of a user's text."""
-        return _public_ids(self.vocabulary.tokenizer_json, public_text)
+        return _tokenize_public(self.vocabulary.tokenizer_json, public_text)
 
 
 # The cue of a decoder is asked for with every row, and a tokenizer takes long to read.
 @functools.lru_cache(maxsize=256)
-def _public_ids(tokenizer_json: bytes, text: str) -> tuple[int, ...]:
+def _tokenize_public(tokenizer_json: bytes, text: str) -> tuple[int, ...]:
     return tuple(make_tokenizer(tokenizer_json).encode(text, add_special_tokens=False).ids)

@@ -58,10 +58,10 @@ class Packed:
         starts = counts.cumsum(dim=0) - counts
         return cls(
             count=count,
-            places=_filled_up(chosen.flatten().nonzero()[:, 0], multiple),
+            places=_fill_up(chosen.flatten().nonzero()[:, 0], multiple),
             rows=(chosen.flatten().cumsum(dim=0) - 1).clamp(min=0),
             columns=(starts[:, None] + column).clamp(max=count - 1),
-            filled=_filled_up((column < counts[:, None]).flatten().nonzero()[:, 0], multiple),
+            filled=_fill_up((column < counts[:, None]).flatten().nonzero()[:, 0], multiple),
         )
 
 
@@ -90,7 +90,7 @@ class BertForward(nn.Module):
             # What a second text has on top of the first token type is part of the input vectors.
             "positions": weights["embeddings.position_embeddings.weight"].to(dtype)
             + weights["embeddings.token_type_embeddings.weight"][0].to(dtype),
-            "norm": _norm(weights, "embeddings.LayerNorm"),
+            "norm": _normalize(weights, "embeddings.LayerNorm"),
         }
         for layer in range(self.layers):
             name = f"encoder.layer.{layer}"
@@ -104,8 +104,8 @@ class BertForward(nn.Module):
             for kind in ("weight", "bias"):
                 own = [weights[f"{name}.attention.self.{part}.{kind}"] for part in _QKV]
                 prepared[f"{layer}.qkv.{kind}"] = torch.cat(own)
-            prepared[f"{layer}.norm1"] = _norm(weights, f"{name}.attention.output.LayerNorm")
-            prepared[f"{layer}.norm2"] = _norm(weights, f"{name}.output.LayerNorm")
+            prepared[f"{layer}.norm1"] = _normalize(weights, f"{name}.attention.output.LayerNorm")
+            prepared[f"{layer}.norm2"] = _normalize(weights, f"{name}.output.LayerNorm")
         for key, tensor in prepared.items():
             self.register_buffer(key.replace(".", "_"), tensor.to(dtype), persistent=False)
 
@@ -137,11 +137,11 @@ class BertForward(nn.Module):
         places = position_ids.reshape(-1)
         if packed is not None:
             x, places = x.index_select(0, packed.places), places[packed.places]
-        x = self._normed(x + nn.functional.embedding(places, self.get_buffer("positions")), "norm")
-        seen = _visible(attention_mask, steering)
+        x = self._apply_norm(x + nn.functional.embedding(places, self.get_buffer("positions")), "norm")
+        seen = _mask_visible(attention_mask, steering)
         for layer in range(self.layers):
             x = run_layer(
-                self._layer,
+                self._run_layer,
                 x,
                 layer,
                 shape=(rows, longest),
@@ -155,7 +155,7 @@ class BertForward(nn.Module):
             x = x.new_zeros(rows * longest, width).index_copy_(0, there.places[: there.count], x[: there.count])
         return x.view(rows, longest, width)
 
-    def _layer(
+    def _run_layer(
         self,
         x: Tensor,
         layer: int,
@@ -170,7 +170,7 @@ class BertForward(nn.Module):
         name = f"encoder.layer.{layer}"
         heads = (self.heads, self.width // self.heads)
         if asked is None:
-            qkv = self._linear(x, f"{layer}_qkv")
+            qkv = self._apply_linear(x, f"{layer}_qkv")
             if steering and steering.lora:
                 changes = [
                     self._change(x, f"{name}.attention.self.{part}", shape=shape, steering=steering, width=self.width)
@@ -181,12 +181,12 @@ class BertForward(nn.Module):
                 qkv = qkv.index_select(0, packed.rows)
             query, key, value = qkv.view(*shape, 3, *heads).permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, d)
         else:
-            both = self._linear(x, f"{layer}_qkv", first=self.width)
+            both = self._apply_linear(x, f"{layer}_qkv", first=self.width)
             x = x.index_select(0, asked.places if packed is None else packed.rows[asked.places])
             if packed is not None:
                 both = both.index_select(0, packed.rows)
             key, value = both.view(*shape, 2, *heads).permute(2, 0, 3, 1, 4).unbind(0)
-            query = self._linear(x, f"{layer}_qkv", last=self.width)[asked.columns]  # (B, A, h)
+            query = self._apply_linear(x, f"{layer}_qkv", last=self.width)[asked.columns]  # (B, A, h)
             query = query.view(*asked.columns.shape, *heads).transpose(1, 2)
         if steering is not None and steering.prefix is not None:
             own = steering.prefix[layer].to(key.dtype)  # (2, B, H, P, d)
@@ -197,22 +197,24 @@ class BertForward(nn.Module):
             mixed = mixed.index_select(0, asked.filled)
         elif packed is not None:
             mixed = mixed.index_select(0, packed.places)
-        out = self._steered(mixed, f"{layer}_out", f"{name}.attention.output.dense", shape, steering)
-        x = self._normed(out.add_(x), f"{layer}_norm1")
-        inner = gelu(self._steered(x, f"{layer}_up", f"{name}.intermediate.dense", shape, steering))
-        down = self._steered(inner, f"{layer}_down", f"{name}.output.dense", shape, steering)
-        return self._normed(down.add_(x), f"{layer}_norm2")
+        out = self._add_steering(mixed, f"{layer}_out", f"{name}.attention.output.dense", shape, steering)
+        x = self._apply_norm(out.add_(x), f"{layer}_norm1")
+        inner = gelu(self._add_steering(x, f"{layer}_up", f"{name}.intermediate.dense", shape, steering))
+        down = self._add_steering(inner, f"{layer}_down", f"{name}.output.dense", shape, steering)
+        return self._apply_norm(down.add_(x), f"{layer}_norm2")
 
-    def _linear(self, x: Tensor, name: str, *, first: int = 0, last: int | None = None) -> Tensor:
+    def _apply_linear(self, x: Tensor, name: str, *, first: int = 0, last: int | None = None) -> Tensor:
         weight, bias = self.get_buffer(f"{name}_weight"), self.get_buffer(f"{name}_bias")
         return linear(x, weight[first:last], bias[first:last])
 
-    def _normed(self, x: Tensor, name: str) -> Tensor:
+    def _apply_norm(self, x: Tensor, name: str) -> Tensor:
         weight, bias = self.get_buffer(name)
         return layer_norm(x, (self.width,), weight, bias, self.epsilon)
 
-    def _steered(self, x: Tensor, name: str, site: str, shape: tuple[int, int], steering: Steering | None) -> Tensor:
-        output = self._linear(x, name)
+    def _add_steering(
+        self, x: Tensor, name: str, site: str, shape: tuple[int, int], steering: Steering | None
+    ) -> Tensor:
+        output = self._apply_linear(x, name)
         if steering and steering.lora:
             output = output + self._change(x, site, shape=shape, steering=steering, width=output.shape[1])
         return output
@@ -250,15 +252,15 @@ def supports(config: Mapping[str, Any]) -> bool:
     return all(config.get(name, value) == value for name, value in _USUAL.items())
 
 
-def _filled_up(places: Tensor, multiple: int) -> Tensor:
+def _fill_up(places: Tensor, multiple: int) -> Tensor:
     return torch.cat([places, places[:1].expand(-len(places) % multiple)])
 
 
-def _norm(weights: Mapping[str, Tensor], name: str) -> Tensor:
+def _normalize(weights: Mapping[str, Tensor], name: str) -> Tensor:
     return torch.stack([weights[f"{name}.weight"], weights[f"{name}.bias"]])
 
 
-def _visible(attention_mask: Tensor, steering: Steering | None) -> Tensor | None:
+def _mask_visible(attention_mask: Tensor, steering: Steering | None) -> Tensor | None:
     """Return a mask of the keys that are seen, (B, 1, 1, P + T), or None if all are."""
     seen = attention_mask.bool()
     if steering is not None and steering.prefix is not None:

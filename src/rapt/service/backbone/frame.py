@@ -197,11 +197,11 @@ def read_chat_frame(folder: Path, *, tokenizer_json: bytes, start: tuple[int, ..
         tokenizer_json: Content of the model's `tokenizer.json`.
         start: Tokens that every row begins with; a template that writes it too would have it twice.
     """
-    settings = _settings(folder)
-    template = _template(folder, settings)
+    settings = _read_settings(folder)
+    template = _read_template(folder, settings)
     if template is None:
         return None
-    writer = ChatTemplate(template, _token(settings, "bos_token"), _token(settings, "eos_token"), start)
+    writer = ChatTemplate(template, _read_token(settings, "bos_token"), _read_token(settings, "eos_token"), start)
     try:
         before, after = writer.frame([Turn("user", (None,))], tokenizer=make_tokenizer(tokenizer_json))
     except UsageError as error:
@@ -210,7 +210,7 @@ def read_chat_frame(folder: Path, *, tokenizer_json: bytes, start: tuple[int, ..
     return ChatFrame(before, after, writer)
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+def _read_settings(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads((folder / _SETTINGS).read_bytes())
     except (OSError, ValueError):
@@ -218,7 +218,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _template(folder: Path, settings: dict[str, Any]) -> str | None:
+def _read_template(folder: Path, settings: dict[str, Any]) -> str | None:
     if (folder / TEMPLATE).is_file():
         return (folder / TEMPLATE).read_text(encoding="utf-8")
     found = settings.get("chat_template")
@@ -227,7 +227,7 @@ def _template(folder: Path, settings: dict[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _token(settings: dict[str, Any], name: str) -> str:
+def _read_token(settings: dict[str, Any], name: str) -> str:
     found = settings.get(name)
     found = found.get("content") if isinstance(found, dict) else found
     return found if isinstance(found, str) else ""

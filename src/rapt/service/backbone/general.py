@@ -208,8 +208,8 @@ class _BeforeTheTable(nn.Module):
         """Copy the outer modules, not their weights; the model itself stays as it is."""
         super().__init__()
         names = {module: name for name, module in whole.named_modules()}
-        outer = _replaced(whole, names[whole.base_model].split("."), StatesGiven())
-        self.outer = _replaced(outer, names[table].split("."), nn.Identity())
+        outer = _replace_part(whole, names[whole.base_model].split("."), StatesGiven())
+        self.outer = _replace_part(outer, names[table].split("."), nn.Identity())
 
     def forward(self, states: Tensor) -> Tensor:
         """The vectors that are multiplied with the table, (..., h) -> (..., e)."""
@@ -217,11 +217,11 @@ class _BeforeTheTable(nn.Module):
         return found.reshape(*states.shape[:-1], -1)
 
 
-def _replaced(module: nn.Module, path: list[str], part: nn.Module) -> nn.Module:
+def _replace_part(module: nn.Module, path: list[str], part: nn.Module) -> nn.Module:
     """A copy of a module that shares all of its parts but the one at a path."""
     twin, (name, *rest) = copy.copy(module), path
     twin._modules = dict(module._modules)
-    twin._modules[name] = _replaced(module.get_submodule(name), rest, part) if rest else part
+    twin._modules[name] = _replace_part(module.get_submodule(name), rest, part) if rest else part
     return twin
 
 
@@ -262,7 +262,7 @@ def admit(backbone: Backbone, loaded: Loaded) -> Backbone:
     """
     if not _is_one_table(backbone):
         law = "the table that texts are privatized with must be the one that it reads, but for a factor"
-        raise _refused(backbone, law)
+        raise _make_refused_error(backbone, law)
     found = None
     # Some count positions from behind the id of the filler (RoBERTa and its like), MPNet from 2 whatever that is.
     for offset in dict.fromkeys((0, backbone.frame.pad_id + 1, 2)):
@@ -271,7 +271,9 @@ def admit(backbone: Backbone, loaded: Loaded) -> Backbone:
             found = tried
             break
     if found is None:
-        raise _refused(backbone, "vectors that are put in must give the states that the model gives for their tokens")
+        raise _make_refused_error(
+            backbone, "vectors that are put in must give the states that the model gives for their tokens"
+        )
     laws: dict[str, Callable[[Backbone, Loaded], bool]] = {
         "padding must change no state": _is_blind_to_padding,
         "a gradient must reach what is put in": _passes_gradients,
@@ -279,14 +281,16 @@ def admit(backbone: Backbone, loaded: Loaded) -> Backbone:
     }
     for law, holds in laws.items():
         if not holds(found, loaded):
-            raise _refused(backbone, law)
+            raise _make_refused_error(backbone, law)
     if found.segment_shift is not None and not _knows_second_texts(found, loaded):
         found = replace(found, segment_shift=None)
     if found.language_head is None or _scores_words(found, loaded):
         return found
     if found.kind == "encoder":
         return replace(found, language_head=None)  # it classifies by a head of its own, and reads no words
-    raise _refused(backbone, "its language head must be a table of words, with a bias, a scale or a cap at most")
+    raise _make_refused_error(
+        backbone, "its language head must be a table of words, with a bias, a scale or a cap at most"
+    )
 
 
 def _is_one_table(backbone: Backbone) -> bool:
@@ -382,7 +386,7 @@ def _is_close(states: Tensor, wanted: Tensor, dtype: torch.dtype) -> bool:
     return bool(((states - wanted).abs().mean() / size) <= _TOLERANCE.get(dtype, _SHORT_TOLERANCE))
 
 
-def _refused(backbone: Backbone, law: str) -> UsageError:
+def _make_refused_error(backbone: Backbone, law: str) -> UsageError:
     return UsageError(
         f"a model of architecture {backbone.architecture!r} cannot be served: {law}; choose another model"
     )

@@ -63,11 +63,11 @@ class Sites:
 
 def keys_and_values(sites: Sites, token_ids: Tensor) -> Tensor:
     """Compute what every attention site makes of a sequence of P tokens, (P,) -> (S, 2, H, P, d), float32."""
-    calls = _first_calls(attention_calls(sites.model, token_ids))
+    calls = _list_first_calls(attention_calls(sites.model, token_ids))
     return torch.stack([torch.cat([key, value]).float().to(token_ids.device) for _, key, value in calls])
 
 
-def _first_calls(calls: list[AttentionCall]) -> list[AttentionCall]:
+def _list_first_calls(calls: list[AttentionCall]) -> list[AttentionCall]:
     """The first call of each module: a model may pass through one layer many times (ALBERT), which is one site."""
     return list({call[0]: call for call in reversed(calls)}.values())[::-1]
 
@@ -91,11 +91,11 @@ def recorder() -> list[AttentionCall] | None:
 
 def install(model: PreTrainedModel) -> Sites:
     """Prepare a loaded model and find its sites, by one forward pass over one token."""
-    register_attention(ATTENTION, _attention)
+    register_attention(ATTENTION, _attend)
     model.set_attn_implementation(ATTENTION)
     names = {module: name for name, module in model.named_modules()}
     calls = attention_calls(model, torch.zeros(1, dtype=torch.long, device=model.device))
-    found = _first_calls(calls)
+    found = _list_first_calls(calls)
     for index, (module, _, _) in enumerate(found):
         setattr(module, _SITE, index)
     return Sites(
@@ -148,7 +148,7 @@ class _Change:
         return output + steering.lora[self._name].change(inputs[0].to(output.device))
 
 
-def _attention(
+def _attend(
     module: nn.Module,
     query: Tensor,
     key: Tensor,

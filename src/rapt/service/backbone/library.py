@@ -39,11 +39,11 @@ class CacheLayer(Protocol):
 
 def with_cache(module: nn.Module, cache: object) -> dict[str, Any]:
     """Arguments of a forward pass that reads and fills a cache; before 5.24 it is called `past_key_values`."""
-    return {_cache_argument(type(module).forward): cache, "use_cache": True}
+    return {_find_cache_argument(type(module).forward): cache, "use_cache": True}
 
 
 @functools.cache
-def _cache_argument(forward: Callable[..., Any]) -> str:
+def _find_cache_argument(forward: Callable[..., Any]) -> str:
     return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
@@ -125,10 +125,10 @@ def place_rows(decoder: nn.Module) -> None:
     """
     table = getattr(decoder, "embed_positions", None)
     if isinstance(table, nn.Embedding):
-        table.register_forward_hook(_own_places)
+        table.register_forward_hook(_compute_own_places)
 
 
-def _own_places(table: nn.Embedding, inputs: object, found: Tensor) -> Tensor:
+def _compute_own_places(table: nn.Embedding, inputs: object, found: Tensor) -> Tensor:
     places = _places.get()
     if places is None:
         return found

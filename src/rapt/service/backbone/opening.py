@@ -270,13 +270,13 @@ def import_for(models: Iterable[str]) -> None:
 def chosen_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """Choose the number format that a backbone computes in on a device."""
     if precision == "auto":
-        faster = prefers_bfloat16(device) if device.type == "cuda" else _bfloat16_speedup() > 1.2
+        faster = prefers_bfloat16(device) if device.type == "cuda" else _measure_bfloat16_speedup() > 1.2
         return torch.bfloat16 if faster else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
 
 
 @functools.cache
-def _bfloat16_speedup() -> float:
+def _measure_bfloat16_speedup() -> float:
     """How much faster this processor multiplies in bfloat16, measured in a few milliseconds.
 
     What the processor claims is no guide: the same instructions run at three times the speed of float32 on one machine

@@ -168,13 +168,13 @@ def spread(place: torch.device, whole: nn.Module, *, device_map: str, model: str
             fetched = True
         else:
             _send_away(layers[name], torch.device(where), model=model)
-    with _without(whole, elsewhere):
+    with _take_out(whole, elsewhere):
         move_to(place, whole, model=model)
     return fetched
 
 
 @contextmanager
-def _without(whole: nn.Module, names: Iterable[str]) -> Iterator[None]:
+def _take_out(whole: nn.Module, names: Iterable[str]) -> Iterator[None]:
     """Take layers out of a model for the block."""
     places = [(cast(nn.ModuleList, whole.get_submodule(name.rpartition(".")[0])), name) for name in names]
     out = [(parent, int(name.rpartition(".")[2])) for parent, name in places]
@@ -270,10 +270,10 @@ def _fetch_for_each_pass(layer: nn.Module, place: torch.device, *, folder: Path 
     else:
         disk_offload(layer, folder, execution_device=place)
     # A pass that ends takes the weights away, which another one may be reading.
-    layer.forward = functools.partial(_one_at_a_time, Lock(), layer.forward)
+    layer.forward = functools.partial(_run_one_at_a_time, Lock(), layer.forward)
 
 
-def _one_at_a_time(lock: Lock, forward: Callable[..., Any], *inputs: Any, **others: Any) -> Any:
+def _run_one_at_a_time(lock: Lock, forward: Callable[..., Any], *inputs: Any, **others: Any) -> Any:
     with lock:
         return forward(*inputs, **others)
 

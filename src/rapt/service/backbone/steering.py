@@ -136,18 +136,18 @@ def current_steering() -> Steering | None:
 def steer(rows: Sequence[Tuned]) -> Steering:
     """The steering of a batch whose row i carries `rows[i]`; gradients flow to every part."""
     same = all(row is rows[0] for row in rows)
-    prefix, prefix_mask = _prefixes(rows, same=same)
+    prefix, prefix_mask = _join_prefixes(rows, same=same)
     prompts = [row.prompt for row in rows if row.prompt is not None]
     return Steering(
         prompts=None if not prompts else prompts[0].repeat(len(rows), 1) if same else torch.cat(prompts),
         prompt_lengths=tuple(row.prompt_length for row in rows),
         prefix=prefix,
         prefix_mask=prefix_mask,
-        lora=_lora_of_one(rows[0]) if same else _lora_of_many(rows),
+        lora=_join_lora_of_one(rows[0]) if same else _join_lora_of_many(rows),
     )
 
 
-def _prefixes(rows: Sequence[Tuned], *, same: bool) -> tuple[Tensor | None, Tensor | None]:
+def _join_prefixes(rows: Sequence[Tuned], *, same: bool) -> tuple[Tensor | None, Tensor | None]:
     first = next((row.prefix for row in rows if row.prefix is not None), None)
     if first is None:
         return None, None
@@ -163,11 +163,11 @@ def _prefixes(rows: Sequence[Tuned], *, same: bool) -> tuple[Tensor | None, Tens
     return torch.stack(padded, dim=2), None if bool(mask.all()) else mask.to(first.device)
 
 
-def _lora_of_one(adapter: Tuned) -> dict[str, LoraRows]:
+def _join_lora_of_one(adapter: Tuned) -> dict[str, LoraRows]:
     return {name: LoraRows(a=pair.a[None], b=pair.b[None], pair_of_row=None) for name, pair in adapter.lora.items()}
 
 
-def _lora_of_many(rows: Sequence[Tuned]) -> dict[str, LoraRows]:
+def _join_lora_of_many(rows: Sequence[Tuned]) -> dict[str, LoraRows]:
     adapters = list({id(row): row for row in rows}.values())
     place = {id(adapter): index for index, adapter in enumerate(adapters)}
     stacked = {}

@@ -150,7 +150,7 @@ class Gate:
             )
         self._check_unit(manifest)
         pool = manifest.plain_tokens.pool
-        if not self._all_eligible(pool, manifest.vocabulary_hash):
+        if not self._are_all_eligible(pool, manifest.vocabulary_hash):
             raise VocabularyError("the plain tokens must be eligible ids of the vocabulary; privatize again")
 
     def _check_unit(self, manifest: Manifest) -> None:
@@ -197,13 +197,13 @@ class Gate:
                 f"{name_record(position)} must have a public target of this vocabulary, got an id beyond its "
                 f"{len(bundle.embeddings)} tokens; tokenize it with the vocabulary of the file"
             )
-        if not self._all_eligible(privatized, bundle.hash):
+        if not self._are_all_eligible(privatized, bundle.hash):
             raise VocabularyError(
                 f"{name_record(position)} must have ids that a mechanism can put out, got others; "
                 "it was not privatized with this vocabulary"
             )
 
-    def _all_eligible(self, ids: tuple[int, ...], vocabulary_hash: str) -> bool:
+    def _are_all_eligible(self, ids: tuple[int, ...], vocabulary_hash: str) -> bool:
         mask = self._eligible[vocabulary_hash]
         # max() first: an id beyond 64 bits would not fit into the array.
         return not ids or (max(ids) < len(mask) and bool(mask[np.asarray(ids)].all()))

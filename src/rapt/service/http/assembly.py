@@ -276,7 +276,7 @@ def open_service(
             blobs=reveal(settings.blobs),
             connections=settings.database_connections,
         ) as store,
-        _computing(settings, store, backbones) as (predictors, writers, replicas),
+        _open_computing(settings, store, backbones) as (predictors, writers, replicas),
     ):
         _refuse_an_open_door(settings, store)
         ensure_tenant(store, LOCAL, now=started_at)
@@ -329,7 +329,7 @@ Computing = tuple[Mapping[str, Predictor], Mapping[str, Writes[Any]], Replicas |
 
 
 @contextmanager
-def _computing(settings: Settings, store: Store, backbones: Mapping[str, Backbone]) -> Iterator[Computing]:
+def _open_computing(settings: Settings, store: Store, backbones: Mapping[str, Backbone]) -> Iterator[Computing]:
     if settings.engine == "local":
         with compute_answers(backbones, limits=BatchLimits(waiting_cost=settings.max_waiting_tokens)) as both:
             yield *both, None

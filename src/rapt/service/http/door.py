@@ -70,7 +70,7 @@ class Door:
                 return
             send = _allow_any_origin(send)
         if scope["type"] == "http" and scope["path"] not in self._open_paths:
-            caller = await at_hand_or_in_thread(self._caller, Headers(scope=scope), scope["scheme"])
+            caller = await at_hand_or_in_thread(self._find_caller, Headers(scope=scope), scope["scheme"])
             if caller is None:
                 message = "invalid API key; send `Authorization: Bearer KEY` with a key from the provider"
                 if self._may_be_open:
@@ -84,7 +84,9 @@ class Door:
                 await answer_error(error)(scope, receive, send)
                 return
             scope.setdefault("state", {})["caller"] = caller
-            still = _StillGood(send, lambda: at_hand_or_in_thread(self._caller, Headers(scope=scope), scope["scheme"]))
+            still = _StillGood(
+                send, lambda: at_hand_or_in_thread(self._find_caller, Headers(scope=scope), scope["scheme"])
+            )
             try:
                 await self._app(scope, receive, still.send)
             except Exception:
@@ -93,8 +95,8 @@ class Door:
             return
         await self._app(scope, receive, send)
 
-    def _caller(self, headers: Headers, scheme: str) -> Caller | None:
-        key = _bearer(headers)
+    def _find_caller(self, headers: Headers, scheme: str) -> Caller | None:
+        key = _read_bearer(headers)
         # Digests are compared, so that the time says nothing about the key, its length included.
         if self._key is not None and key and hmac.compare_digest(_digest(key), self._key):
             return _PROVIDER
@@ -167,7 +169,7 @@ class _StillGood:
         raise _KeyEnded
 
 
-def _bearer(headers: Headers) -> str:
+def _read_bearer(headers: Headers) -> str:
     scheme, _, key = headers.get("authorization", "").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else ""
 

@@ -56,7 +56,7 @@ _FRAMEWORK: Final[dict[int, tuple[str, str]]] = {
 }
 
 
-def _field_names() -> frozenset[str]:
+def _list_field_names() -> frozenset[str]:
     shapes = (schemas, completion_schemas, admin_schemas, pool_schemas, method_options)
     found = [item for module in shapes for item in vars(module).values()]
     # OpenAI's own, which this service does not offer: to be refused by name.
@@ -80,7 +80,7 @@ def _field_names() -> frozenset[str]:
 
 
 # A key that a client made up may be anything, also a text: only these names are ever repeated.
-_KNOWN_FIELDS: Final = _field_names()
+_KNOWN_FIELDS: Final = _list_field_names()
 
 
 def make_error_response(message: str, *, status: int, code: str, param: str | None = None) -> JSONResponse:
@@ -143,7 +143,7 @@ def add_error_handlers(app: FastAPI) -> None:
             message = f"no such object among the {name}, and no such route; list them to see what there is"
         response = make_error_response(message, status=error.status_code, code=code)
         if error.status_code == 405:
-            response.headers["allow"] = ", ".join(_methods_of(request))
+            response.headers["allow"] = ", ".join(_list_methods(request))
         if error.status_code == 408:
             response.headers["connection"] = "close"
         return response
@@ -159,7 +159,7 @@ def add_error_handlers(app: FastAPI) -> None:
         return make_error_response(message, status=400, code=UsageError.code, param=param)
 
 
-def _methods_of(request: Request) -> list[str]:
+def _list_methods(request: Request) -> list[str]:
     """The methods that the path of a request has; whatever has GET has HEAD too."""
     found = []
     for method in ("GET", "POST", "DELETE"):

@@ -267,12 +267,12 @@ class TenantPlaces:
             return
         self._requests[tenant] += 1
         try:
-            await self._in_place(tenant, scope, *pace(scope, receive, send))
+            await self._serve_in_place(tenant, scope, *pace(scope, receive, send))
         finally:
             self._requests[tenant] -= 1
 
-    async def _in_place(self, tenant: str, scope: Scope, receive: Receive, send: Send) -> None:
-        places, until = self._places_for(scope), asyncio.get_running_loop().time() + _LONGEST_WAIT
+    async def _serve_in_place(self, tenant: str, scope: Scope, receive: Receive, send: Send) -> None:
+        places, until = self._find_places(scope), asyncio.get_running_loop().time() + _LONGEST_WAIT
         refused, rule = False, "a tenant must have fewer requests of this kind at once"
         if places is not None:
             try:
@@ -299,7 +299,7 @@ class TenantPlaces:
         finally:
             if places is not None:
                 # Who sends what is refused pays no tokens for the work of reading it, and so waits with the next.
-                wait = self._size(scope) / _REFUSED_A_SECOND if refused and places is self._large else 0.0
+                wait = self._count_size(scope) / _REFUSED_A_SECOND if refused and places is self._large else 0.0
                 asyncio.get_running_loop().call_later(wait, places.give_back, tenant)
 
     async def _refuse_in_turn(self, tenant: str, scope: Scope, receive: Receive, send: Send) -> None:
@@ -319,28 +319,28 @@ class TenantPlaces:
         finally:
             self._refused[tenant] -= 1
 
-    def _places_for(self, scope: Scope) -> Places | None:
+    def _find_places(self, scope: Scope) -> Places | None:
         if is_upload(scope):
             return self._uploads
         path = scope["path"]
         if path in _PREDICTIONS:
-            return None if 0 <= _announced(scope) <= _LARGE else self._large
+            return None if 0 <= _read_announced(scope) <= _LARGE else self._large
         if path.startswith(_VOCABULARIES) or path.endswith(_LONG):
             return self._long
         return self._others
 
-    def _size(self, scope: Scope) -> int:
-        announced = _announced(scope)
+    def _count_size(self, scope: Scope) -> int:
+        announced = _read_announced(scope)
         return announced if 0 <= announced <= self._most_json else self._most_json
 
     async def _refuse_without_room(self, tenant: str, scope: Scope) -> None:
         """Refuse a file that is announced and cannot be kept before it is read; what comes is counted where it is."""
         room = await run_in_thread(lambda: count_room(self._store, tenant, limit=self._tenant_bytes))
-        if _announced(scope) - FORM_OVERHEAD > room:
+        if _read_announced(scope) - FORM_OVERHEAD > room:
             raise QuotaError("a tenant must have room for what it sends; delete something, or ask the provider")
 
 
-def _announced(scope: Scope) -> int:
+def _read_announced(scope: Scope) -> int:
     """Bytes of a body; -1 where it comes in chunks."""
     headers = Headers(scope=scope)
     if "transfer-encoding" in headers:

@@ -176,7 +176,7 @@ class Shares:
                 del self._accounts[name]
             account = self._accounts[tenant] = _Account(at=now)
         account.asked_at = now
-        rate = self._rate(tenant, account, now=now)
+        rate = self._compute_rate(tenant, account, now=now)
         filled = min(MOST_CREDIT, account.level + (1.0 if rate is None else rate) * (now - account.at))
         account.level = max(filled, -_MOST_DEBT_ALONE if rate is None else -_MOST_DEBT)
         account.at = now
@@ -184,7 +184,7 @@ class Shares:
             account.full_at = now
         return account, rate
 
-    def _rate(self, tenant: str, account: _Account, *, now: float) -> float | None:
+    def _compute_rate(self, tenant: str, account: _Account, *, now: float) -> float | None:
         floods = others = 0
         for name, other in self._accounts.items():
             if name not in (tenant, OPEN_TO_ALL) and now - other.asked_at < RECENT:
@@ -260,30 +260,30 @@ class Meter:
         """Within the block, count what this thread takes; `alone`: after others that work for the tenant."""
         thread = get_ident()
         with nullcontext() if self._shares is None or not alone else self._shares.one_at_a_time(self._tenant):
-            self._starts[thread] = _thread_times()
+            self._starts[thread] = _read_thread_times()
             try:
                 yield
             finally:
-                self.count(_taken_since(self._starts.pop(thread)))
+                self.count(_measure_taken(self._starts.pop(thread)))
 
     def give_way(self) -> None:
         """Charge what this thread has taken so far, and sleep for a moment if the tenant must wait."""
         thread = get_ident()
         if thread in self._starts:
             processor = time.thread_time()
-            self.count(_taken_since(self._starts[thread]))
+            self.count(_measure_taken(self._starts[thread]))
             time.sleep(min(self.wait(), _LOOK))
             self._starts[thread] = processor, time.monotonic()
 
 
-def _thread_times() -> tuple[float, float]:
+def _read_thread_times() -> tuple[float, float]:
     """Time of the processor that this thread has taken, and time of the clock, s."""
     return time.thread_time(), time.monotonic()
 
 
-def _taken_since(start: tuple[float, float]) -> float:
+def _measure_taken(start: tuple[float, float]) -> float:
     """What this thread has taken since; who waits for a disk keeps others from it, and from the database."""
-    processor, clock = _thread_times()
+    processor, clock = _read_thread_times()
     return max(processor - start[0], (clock - start[1]) * _WEIGHT_OF_WAITING)
 
 

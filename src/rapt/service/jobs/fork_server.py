@@ -216,7 +216,7 @@ def fork_on_demand(control: socket.socket, run: Runs) -> NoReturn:
             pid = -1
         if pid == 0:
             control.close()
-            _be_forked(pipes, run, parent=parent)
+            _run_forked(pipes, run, parent=parent)
         for pipe in pipes:
             os.close(pipe)
         try:
@@ -231,7 +231,7 @@ def fork_on_demand(control: socket.socket, run: Runs) -> NoReturn:
             os._exit(0)
 
 
-def _be_forked(pipes: list[int], run: Runs, *, parent: int) -> NoReturn:
+def _run_forked(pipes: list[int], run: Runs, *, parent: int) -> NoReturn:
     """Take on the environment, a session and a name of its own, and run."""
     try:
         os.setsid()

@@ -37,7 +37,7 @@ def resolve_config(
     method = auto if options.is_left_to_the_service else options.type
     asked = options.hyperparameters
     given = {
-        field: _as_field(value)
+        field: _make_field(value)
         for name, field in SETTINGS[method].items()
         if (value := getattr(asked, name)) != "auto" and value is not None
     }
@@ -50,7 +50,7 @@ def resolve_config(
             )
         given["learning_rate"] = default_config(method).learning_rate * factor
     none = not METHODS[method].reconstructs and asked.reconstruction == "auto"
-    reconstruction = None if none else _reconstruction(asked.reconstruction, file=file)
+    reconstruction = None if none else _resolve_reconstruction(asked.reconstruction, file=file)
     return replace(default_config(method), **given, seed=seed, reconstruction=reconstruction)
 
 
@@ -115,7 +115,7 @@ def config_from_json(method: Mapping[str, Any], *, seed: int) -> TuningConfig:
     """The run of a stored job: the inverse of `method_to_json`."""
     kind = method["type"]
     values = method[kind]["hyperparameters"]
-    given = {field: _as_field(values[name]) for name, field in SETTINGS[kind].items()}
+    given = {field: _make_field(values[name]) for name, field in SETTINGS[kind].items()}
     own = values["reconstruction"]
     reconstruction = None
     if own is not None:
@@ -125,21 +125,23 @@ def config_from_json(method: Mapping[str, Any], *, seed: int) -> TuningConfig:
     return replace(default_config(kind), **given, seed=seed, reconstruction=reconstruction)
 
 
-def _reconstruction(asked: ReconstructionOptions | str | None, *, file: StoredFile) -> ReconstructionConfig | None:
+def _resolve_reconstruction(
+    asked: ReconstructionOptions | str | None, *, file: StoredFile
+) -> ReconstructionConfig | None:
     if asked is None or (asked == "auto" and file.plain_tokens == 0):
         return None
     options = asked if isinstance(asked, ReconstructionOptions) else ReconstructionOptions()
     return ReconstructionConfig(
-        weight=float(_or(options.weight, RECONSTRUCTION_DEFAULTS.weight)),
-        head_size=_or(options.hidden_size, RECONSTRUCTION_DEFAULTS.head_size),
-        schedule=_or(options.schedule, RECONSTRUCTION_DEFAULTS.schedule),
+        weight=float(_take_or(options.weight, RECONSTRUCTION_DEFAULTS.weight)),
+        head_size=_take_or(options.hidden_size, RECONSTRUCTION_DEFAULTS.head_size),
+        schedule=_take_or(options.schedule, RECONSTRUCTION_DEFAULTS.schedule),
     )
 
 
-def _or(asked: T | str, default: T) -> T:
+def _take_or(asked: T | str, default: T) -> T:
     return default if isinstance(asked, str) else asked
 
 
-def _as_field(value: Any) -> Any:
+def _make_field(value: Any) -> Any:
     """JSON has lists where a frozen value has tuples."""
     return tuple(value) if isinstance(value, list) else value

@@ -68,13 +68,13 @@ def check_job(
     """
     files = [training] if validation is None else [training, validation]
     check_cost(config, files=files, manifest=None, backbone=backbone, limits=limits)
-    manifest = _manifest(store, training)
+    manifest = _read_manifest(store, training)
     check_cost(config, files=files, manifest=manifest, backbone=backbone, limits=limits)
     TASKS[config.task].check(backbone, manifest)
     if is_solved(config, backbone=backbone):
         check_code_config(config)
     if validation is not None:
-        check_validation_manifest(manifest, _manifest(store, validation))
+        check_validation_manifest(manifest, _read_manifest(store, validation))
         check_fit(config, file=validation, backbone=backbone)
     labels = manifest.labels or ()
     if config.task == "label_words":
@@ -84,7 +84,7 @@ def check_job(
     METHODS[config.method].make(backbone, small, labels, torch.Generator().manual_seed(config.seed))
 
 
-def _manifest(store: Store, file: StoredFile) -> Manifest:
+def _read_manifest(store: Store, file: StoredFile) -> Manifest:
     with open_file(store, file) as stream:
         manifest = next(iterate_privatized_lines(read_bounded_lines(stream)))
     assert isinstance(manifest, Manifest)

@@ -164,7 +164,7 @@ def check_cost(
         (config.lora_rank if config.asks("lora_rank") else 0, limits.rank, "r", "job_rank"),
     ):  # fmt: skip
         if asked > limit:
-            raise _too_large(config, name, f"{name} must be at most {limit} here, got {asked}", field)
+            raise _make_too_large_error(config, name, f"{name} must be at most {limit} here, got {asked}", field)
     pool = 0 if manifest is None or config.reconstruction is None else len(manifest.plain_tokens.pool)
     if config.reconstruction is not None:
         pool = max(pool, backbone.plain_texts)
@@ -176,9 +176,11 @@ def check_cost(
     steps = config.epochs * batches_per_epoch(training.records, size=config.batch_size)
     reads = config.epochs * sum(file.records for file in files)
     if steps > limits.steps:
-        raise _too_large(config, "n_epochs", f"a run must have at most {limits.steps} steps, got {steps}", "job_steps")
+        raise _make_too_large_error(
+            config, "n_epochs", f"a run must have at most {limits.steps} steps, got {steps}", "job_steps"
+        )
     if reads > limits.records:
-        raise _too_large(
+        raise _make_too_large_error(
             config, "n_epochs", f"a run must read at most {limits.records} records, got {reads}", "job_records"
         )
     validated = sum(file.records for file in files[1:])
@@ -207,7 +209,7 @@ def check_cost(
         needed = memory_of(backbone, config, sizes=sizes, recompute=recompute)
         if needed <= limits.memory_bytes:
             return recompute
-    raise _too_large(
+    raise _make_too_large_error(
         config,
         "batch_size",
         f"a run must need at most {limits.memory_bytes // MEBIBYTE} MiB of memory, got about "
@@ -220,7 +222,7 @@ def memory_of(backbone: Backbone, config: TuningConfig, *, sizes: Sizes, recompu
     """Most bytes that a run takes beside its backbone, an estimate from above; less where it recomputes its layers."""
     trained = _COPIES_OF_PARAMETERS * _FLOAT * parameters_of(backbone, config, sizes=sizes)
     read = _BYTES_A_TOKEN * sizes.tokens + _BYTES_A_RECORD * sizes.records
-    return _LEAST + trained + read + _memory_of_a_step(backbone, config, sizes=sizes, recompute=recompute)
+    return _LEAST + trained + read + _bound_memory_of_a_step(backbone, config, sizes=sizes, recompute=recompute)
 
 
 def parameters_of(backbone: Backbone, config: TuningConfig, *, sizes: Sizes) -> int:
@@ -237,7 +239,7 @@ def parameters_of(backbone: Backbone, config: TuningConfig, *, sizes: Sizes) -> 
     return found
 
 
-def _memory_of_a_step(backbone: Backbone, config: TuningConfig, *, sizes: Sizes, recompute: bool) -> int:
+def _bound_memory_of_a_step(backbone: Backbone, config: TuningConfig, *, sizes: Sizes, recompute: bool) -> int:
     """Most bytes of the forward and the backward pass of one batch."""
     width, rows, frame = backbone.hidden_size, sizes.batch, backbone.frame
     around = len(frame.start) + len(frame.end) + len(TASKS[config.task].cue(backbone)) + sizes.second
@@ -321,7 +323,7 @@ class _PassSizes:
         )
 
 
-def _too_large(config: TuningConfig, name: str, rule: str, setting: str) -> LimitError:
+def _make_too_large_error(config: TuningConfig, name: str, rule: str, setting: str) -> LimitError:
     error = LimitError(f"{rule}; lower {name}, or ask the provider for a higher {setting}")
     error.param = f"method.{config.method}.hyperparameters.{name}"
     return error

@@ -216,7 +216,7 @@ def run_job(
     figures = JobLog(settings.log_folder, tenant=job.tenant, job_id=job.id, logger=settings.logger)
 
     def report(message: str, data: dict[str, Any]) -> None:
-        waiting(lambda: record_progress(store, job, message=message, data=data, now=_now()))
+        waiting(lambda: record_progress(store, job, message=message, data=data, now=_read_clock()))
         figures.add(data)
 
     warnings: list[str] = []
@@ -252,7 +252,9 @@ def run_job(
 
     def publish() -> None:
         with store.directory.stage_bytes(packed) as staged:
-            succeed_job(store, job, staged, trained_tokens=made.tokens, notes=(*made.notes, *warnings), now=_now())
+            succeed_job(
+                store, job, staged, trained_tokens=made.tokens, notes=(*made.notes, *warnings), now=_read_clock()
+            )
 
     waiting(publish)
 
@@ -331,5 +333,5 @@ def _read(store: Store, file: StoredFile) -> PrivatizedFile:
             raise
 
 
-def _now() -> int:
+def _read_clock() -> int:
     return int(time.time())

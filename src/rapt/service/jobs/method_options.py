@@ -104,7 +104,7 @@ class AskedMethod(Request):
         return found
 
 
-def _options_of(name: str, method: Method) -> Any:
+def _find_options(name: str, method: Method) -> Any:
     """The field of a request that has one method's options."""
     title = "".join(part.capitalize() for part in name.split("_"))
     own: dict[str, Any] = {}
@@ -129,7 +129,7 @@ if TYPE_CHECKING:
     MethodOptions = AskedMethod
     SupervisedHyperparameters = HyperparameterOptions
 else:  # every method of `METHODS` is a field
-    _OWN: Final = {name: _options_of(name, method) for name, method in METHODS.items()}
+    _OWN: Final = {name: _find_options(name, method) for name, method in METHODS.items()}
     SupervisedHyperparameters = create_model(
         "SupervisedHyperparameters",
         __base__=(OpenAIRequest, _OWN[PROMPT_TUNING][0].model_fields["hyperparameters"].annotation),

@@ -125,7 +125,7 @@ class TuningProcess:
     def run(self, job: StoredJob, should_stop: Callable[[], bool]) -> Outcome:
         """Run a claimed job until it has ended, the child has died, or the function says that it shall stop."""
         try:
-            child = self._started()
+            child = self._start_child()
         except OSError as error:
             log.warning("no process for job %s: %s", job.id, type(error).__name__)
             return Outcome(kind="away")
@@ -156,7 +156,7 @@ class TuningProcess:
         except subprocess.TimeoutExpired:
             _kill(child)
 
-    def _started(self) -> Child:
+    def _start_child(self) -> Child:
         if self._child is not None and self._child.poll() is None:
             return self._child
         child = (None if self._fork_server is None else self._fork_server.start()) or _start_afresh()
@@ -173,11 +173,11 @@ class TuningProcess:
                 said = self._said.get(timeout=_BETWEEN_LOOKS)
                 if said is None:
                     child.wait()
-                    return Outcome(kind="died", message=_how_it_died(child.returncode))
+                    return Outcome(kind="died", message=_describe_death(child.returncode))
                 if "outcome" in said:
                     return Outcome(**said["outcome"])
                 self._resting = measure_resident_bytes(child.pid)  # "ready": the model is loaded, and the run begins
-            if self._resting and measure_resident_bytes(child.pid) > self._resting + self._most_bytes():
+            if self._resting and measure_resident_bytes(child.pid) > self._resting + self._count_most_bytes():
                 _kill(child)
                 return Outcome(kind="died", message=f"it took more memory than job_memory_bytes={self._limit()}")
             if told_at is None and should_stop():
@@ -190,7 +190,7 @@ class TuningProcess:
     def _limit(self) -> int:
         return self._settings.jobs.limits.memory_bytes
 
-    def _most_bytes(self) -> int:
+    def _count_most_bytes(self) -> int:
         return self._limit() + self._limit() // 8 + _LEEWAY
 
 
@@ -245,7 +245,7 @@ def _kill(child: Child) -> None:
     child.wait()
 
 
-def _how_it_died(code: int | None) -> str:
+def _describe_death(code: int | None) -> str:
     """Words for its tenant."""
     if code is None or code >= 0:
         return f"it ended by itself with exit code {code}"
@@ -274,7 +274,7 @@ def run_jobs(asked: BinaryIO, answers: BinaryIO) -> None:
         os.nice(_BEHIND_ANSWERS)
         Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
     np.random.seed()  # noqa: NPY002  # a library may draw from it, and every fork would begin with the same numbers
-    settings = _settings_from_json(json.loads(asked.readline()))
+    settings = _parse_settings(json.loads(asked.readline()))
     logging.config.dictConfig(_LOGGING)
     switch_tracebacks(log, on=settings.debug)
     if settings.torch_threads is not None:
@@ -376,7 +376,7 @@ def _answer(answers: BinaryIO, message: dict[str, Any]) -> None:
         os._exit(0)
 
 
-def _settings_from_json(value: dict[str, Any]) -> ChildSettings:
+def _parse_settings(value: dict[str, Any]) -> ChildSettings:
     jobs = value.pop("jobs")
     limits = JobLimits(**jobs.pop("limits"))
     return ChildSettings(**value, jobs=JobSettings(**jobs, limits=limits))

@@ -211,7 +211,7 @@ class _Bridge:
             if left:
                 raise MissingAdapter
 
-        error = await self._until_done(ask, requests)
+        error = await self._ask_until_done(ask, requests)
         for request in left if error is not None else ():
             self._say(request.number, "error", error)
 
@@ -233,11 +233,11 @@ class _Bridge:
                         raise UnavailableError("the text could not be gone on with elsewhere; ask for it again")
                     behind -= 1
 
-        error = await self._until_done(ask, [request])
+        error = await self._ask_until_done(ask, [request])
         if error is not None:
             self._say(request.number, "written", Written(error=error))
 
-    async def _until_done(
+    async def _ask_until_done(
         self, ask: Callable[[dict[str, Any]], Coroutine[Any, Any, None]], requests: Sequence[Request]
     ) -> Exception | None:
         """Ask again while replicas die; returns the error that is left."""

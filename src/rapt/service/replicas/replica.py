@@ -87,7 +87,9 @@ class Replica:
     async def _classify(self, request: Request, files: References) -> list[Answer] | RaptError:
         predictor = self._predictors[request.model]
         try:
-            rows = [receive_row(row, await self._adapter(request.model, row.adapter, files)) for row in request.rows]
+            rows = [
+                receive_row(row, await self._find_adapter(request.model, row.adapter, files)) for row in request.rows
+            ]
             ticket = predictor.submit_spelled(rows, tenant=request.tenant)
         except RaptError as error:
             return error
@@ -109,7 +111,7 @@ class Replica:
             loop.call_soon_threadsafe(said.put_nowait, written)
 
         try:
-            row = receive_row(sent, await self._adapter(request.model, sent.adapter, files))
+            row = receive_row(sent, await self._find_adapter(request.model, sent.adapter, files))
             text = writer.submit(row, tenant=request.tenant, tell=tell)
         except RaptError as error:
             yield [Written(error=error)]
@@ -125,7 +127,7 @@ class Replica:
         finally:
             writer.cancel(text)
 
-    async def _adapter(self, model: str, digest: str | None, files: References) -> Adapter | None:
+    async def _find_adapter(self, model: str, digest: str | None, files: References) -> Adapter | None:
         """The adapter of a digest. Raises `MissingAdapter` where it is neither here nor among the files."""
         if digest is None:
             return None

@@ -101,7 +101,7 @@ class _CheckedReader(io.RawIOBase):
         # Nothing where something must be: it was cut off. What is longer than it was is read up to where it ended.
         done = self._at == self._size or not chunk
         if done and self._digest.hexdigest() != self._sha256:
-            raise _damaged()
+            raise _make_damaged_error()
         buffer[: len(chunk)] = chunk
         return len(chunk)
 
@@ -120,7 +120,7 @@ def open_blob(blobs: BlobStore, sha256: str, *, size: int) -> BinaryIO:
         UnavailableError: The store cannot be reached.
     """
     if blobs.size(sha256) != size:
-        raise _damaged()
+        raise _make_damaged_error()
     return cast(BinaryIO, io.BufferedReader(_CheckedReader(blobs, sha256, size=size), buffer_size=_BUFFER))
 
 
@@ -128,11 +128,11 @@ def read_blob(blobs: BlobStore, sha256: str, *, size: int) -> bytes:
     """All bytes of a digest. Raises as `open_blob`."""
     content = blobs.read(sha256, start=0, count=size)
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise _damaged()
+        raise _make_damaged_error()
     return content
 
 
-def _damaged() -> DamagedError:
+def _make_damaged_error() -> DamagedError:
     return DamagedError("what the service has kept must have its digest, and was damaged; tell the provider")
 
 
@@ -152,7 +152,7 @@ class LocalBlobs:
         target = self.path(staged.sha256)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _freed_later(target):
+            with _free_later(target):
                 _give_name(staged.path, target)
                 sync_folder(target.parent)
                 sync_folder(self.root)
@@ -179,7 +179,7 @@ class LocalBlobs:
         """Delete a blob, if it is there."""
         target = self.path(name)
         try:
-            with _freed_later(target), suppress(FileNotFoundError):
+            with _free_later(target), suppress(FileNotFoundError):
                 target.unlink(missing_ok=True)
                 sync_folder(target.parent)
         except OSError as error:
@@ -222,7 +222,7 @@ class LocalBlobs:
 
 
 @contextmanager
-def _freed_later(path: Path) -> Iterator[None]:
+def _free_later(path: Path) -> Iterator[None]:
     """Within the block a file loses its name; its room on the disk is freed by a thread of its own, after that.
 
     To free megabytes takes milliseconds, by which one could tell whether others had put the same bytes.
@@ -273,7 +273,7 @@ class FsspecBlobs:
 
     def put(self, staged: StagedFile) -> None:
         """Keep staged bytes under their digest."""
-        path = self._path(staged.sha256)
+        path = self._make_path(staged.sha256)
         if staged.bytes <= _ONE_REQUEST:
             content = staged.path.read_bytes()
             _ask(lambda: self._files.pipe_file(path, content))
@@ -284,16 +284,16 @@ class FsspecBlobs:
         """Read at most `count` bytes of a blob from `start` on."""
         if not count:
             return b""
-        return bytes(_ask(lambda: self._files.cat_file(self._path(name), start=start, end=start + count)))
+        return bytes(_ask(lambda: self._files.cat_file(self._make_path(name), start=start, end=start + count)))
 
     def size(self, name: str) -> int:
         """Return the size of a blob, bytes."""
-        return int(_ask(lambda: self._files.info(self._path(name)))["size"])
+        return int(_ask(lambda: self._files.info(self._make_path(name)))["size"])
 
     def delete(self, name: str) -> None:
         """Delete a blob, if it is there."""
         with suppress(FileNotFoundError):
-            _ask(lambda: self._files.rm_file(self._path(name)))
+            _ask(lambda: self._files.rm_file(self._make_path(name)))
 
     def delete_nothing(self) -> None:
         """Delete a name that nobody has: for an object store, the request is what takes time."""
@@ -320,7 +320,7 @@ class FsspecBlobs:
         """Write whose they are."""
         _ask(lambda: self._files.pipe_file(f"{self._prefix}/{_OWNER}", owner.encode("ascii")))
 
-    def _path(self, name: str) -> str:
+    def _make_path(self, name: str) -> str:
         return f"{self._prefix}/{name[:2]}/{name}"
 
 
@@ -352,7 +352,7 @@ def open_blobs(url: str | None, *, folder: Path) -> BlobStore:
             f"blobs at {kind}:// must have the package {OBJECT_STORES[kind]}; install it beside rapt"
         ) from None
     except Exception as error:  # of whichever library the URL is for; its message may repeat the URL
-        raise _unreachable(error) from None
+        raise _make_unreachable_error(error) from None
     return FsspecBlobs(files, prefix)
 
 
@@ -363,10 +363,10 @@ def _ask(question: Callable[[], T]) -> T:
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise _unreachable(error) from None
+        raise _make_unreachable_error(error) from None
 
 
-def _unreachable(error: Exception) -> UnavailableError:
+def _make_unreachable_error(error: Exception) -> UnavailableError:
     return UnavailableError(
         f"the store of the blobs must be reachable, got {type(error).__name__}; check its URL, its keys, and itself"
     )

@@ -252,13 +252,13 @@ class DataDirectory:
 
     def remove_part(self, name: str) -> None:
         """Delete a part; if the disk refuses, a later sweep does."""
-        with _left_for_later("a part of an upload"):
+        with _leave_for_later("a part of an upload"):
             self.part(name).unlink(missing_ok=True)
 
     def remove_run_state(self, name: str) -> None:
         """Delete a state: unnamed in one step, then emptied, so that nobody finds half of it; else as `remove_part`."""
         folder, doomed = self.run_state(name), self.incoming / secrets.token_hex(16)
-        with _left_for_later("a state of a run"), suppress(FileNotFoundError):
+        with _leave_for_later("a state of a run"), suppress(FileNotFoundError):
             folder.rename(doomed)
             sync_folder(folder.parent)
         shutil.rmtree(doomed, ignore_errors=True)
@@ -277,7 +277,7 @@ class DataDirectory:
 
 
 @contextmanager
-def _left_for_later(what: str) -> Iterator[None]:
+def _leave_for_later(what: str) -> Iterator[None]:
     """Go on where no row names the bytes any more and the disk does not let go of them."""
     try:
         yield

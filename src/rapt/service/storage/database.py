@@ -220,12 +220,12 @@ class Database:
             UsageError: It was written by a newer version.
             UnavailableError: It cannot be reached.
         """
-        self._engine = _engine(url, connections=connections, waiting=waiting)
+        self._engine = _make_engine(url, connections=connections, waiting=waiting)
         self._writing = self._engine.execution_options(**{_WRITES: True})
         # Connections that hold a lock while others write: from the pool they would keep those from writing.
         self._locking = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args=_PATIENCE)
         self._watching: sqlite3.Connection | None = None
-        self.remembered = Remembered(self._version, self._list_changes)
+        self.remembered = Remembered(self._read_version, self._list_changes)
         try:
             with self.write() as connection:
                 migrate(connection)
@@ -292,7 +292,7 @@ class Database:
         how = "pg_advisory_lock_shared" if shared else "pg_advisory_lock"
         with _answering(), self._locking.connect() as connection:
             connection.execute(text(f"SET lock_timeout = {math.ceil(1000 * WAITING_SECONDS)}"))
-            connection.execute(text(f"SELECT {how}({_NAME_LOCKS}, {_number_of(name)})"))
+            connection.execute(text(f"SELECT {how}({_NAME_LOCKS}, {_number_name(name)})"))
             yield
 
     def check(self) -> None:
@@ -314,7 +314,7 @@ class Database:
             self._watching = None
         self._engine.dispose()
 
-    def _version(self) -> int | None:
+    def _read_version(self) -> int | None:
         """Return SQLite's count of commits by all other connections, in whatever process."""
         if self._watching is None:
             return None
@@ -357,10 +357,10 @@ def database_url(setting: str | None, *, file: Path) -> URL:
 def hold_alone(connection: Connection, name: str) -> None:
     """Wait until nobody adds to what has a name, and keep others from it until this writer's transaction ends."""
     if connection.dialect.name != "sqlite":
-        connection.execute(text(f"SELECT pg_advisory_xact_lock({_SHARED_LOCKS}, {_number_of(name)})"))
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({_SHARED_LOCKS}, {_number_name(name)})"))
 
 
-def _number_of(name: str) -> int:
+def _number_name(name: str) -> int:
     """Return the number of 32 bits that stands for a name among PostgreSQL's locks."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big", signed=True)
 
@@ -430,7 +430,7 @@ def _is_away(error: DBAPIError | NoConnectionError) -> bool:
     return isinstance(error, OperationalError | InterfaceError)
 
 
-def _engine(url: URL, *, connections: int, waiting: float) -> Engine:
+def _make_engine(url: URL, *, connections: int, waiting: float) -> Engine:
     pool: dict[str, Any] = {"pool_size": connections, "max_overflow": 0, "pool_timeout": waiting}
     if url.get_backend_name() == "sqlite":
         engine = create_engine(url, connect_args={"timeout": waiting}, **pool)
@@ -456,7 +456,9 @@ def _engine(url: URL, *, connections: int, waiting: float) -> Engine:
             if beside is None:
                 connection.execute(text(f"SELECT pg_advisory_xact_lock({_WRITE_LOCK})"))
             else:
-                connection.execute(text(f"SELECT pg_advisory_xact_lock_shared({_SHARED_LOCKS}, {_number_of(beside)})"))
+                connection.execute(
+                    text(f"SELECT pg_advisory_xact_lock_shared({_SHARED_LOCKS}, {_number_name(beside)})")
+                )
 
     return engine
 

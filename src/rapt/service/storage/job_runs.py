@@ -138,7 +138,7 @@ def put_back(store: Store, job: StoredJob, *, message: str, now: int) -> bool:
     Nothing has gone wrong with it: no death is counted.
     """
     with store.database.write() as connection:
-        change = update(JOBS).where(_mine(job), JOBS.c.status == "running").values(status="queued")
+        change = update(JOBS).where(_select_mine(job), JOBS.c.status == "running").values(status="queued")
         if connection.execute(change).rowcount != 1:
             return False
         add_event(connection, job.id, message=message, now=now)
@@ -226,7 +226,7 @@ def add_run_state(store: Store, job: StoredJob, *, step: int, folder: str, now: 
         values |= {"folder": folder, "bytes": size}
         connection.execute(insert(RUN_STATES).values(values))
         # It got further: what killed it before does not count any more.
-        connection.execute(update(JOBS).where(_mine(job)).values(deaths=0, last_death=None))
+        connection.execute(update(JOBS).where(_select_mine(job)).values(deaths=0, last_death=None))
     # It is its own predecessor if it was added before, and the word that it was never came.
     discard_run_states(store, [name for name in doomed if name != folder])
     return True
@@ -322,16 +322,16 @@ def make_result(job: StoredJob, staged: StagedFile, *, now: int) -> StoredModel:
 
 def is_mine(connection: Connection, job: StoredJob, *, status: tuple[str, ...] = ("running",)) -> bool:
     """Whether a worker that has claimed a job may still change it."""
-    query = select(JOBS.c.number).where(_mine(job), JOBS.c.status.in_(status))
+    query = select(JOBS.c.number).where(_select_mine(job), JOBS.c.status.in_(status))
     return connection.execute(query).first() is not None
 
 
-def _mine(job: StoredJob) -> ColumnElement[bool]:
+def _select_mine(job: StoredJob) -> ColumnElement[bool]:
     return (JOBS.c.id == job.id) & (JOBS.c.worker == job.worker) & (JOBS.c.attempt == job.attempt)
 
 
 def _end(connection: Connection, job: StoredJob, *, status: str, now: int, values: Mapping[str, str | int]) -> bool:
-    change = update(JOBS).where(_mine(job), JOBS.c.status == "running")
+    change = update(JOBS).where(_select_mine(job), JOBS.c.status == "running")
     return connection.execute(change.values(status=status, finished_at=now, **values)).rowcount == 1
 
 
@@ -367,7 +367,7 @@ def add_checkpoint_model(
     left = make_result(job, staged, now=now)
     model = replace(left, id=f"{left.id}:ckpt-step-{step}", step=step, metrics=dict(metrics))
     with naming(store, staged), store.database.write() as connection:
-        outcome = _outcome(connection, job, model, max_bytes=max_bytes)
+        outcome = _read_outcome(connection, job, model, max_bytes=max_bytes)
         if outcome == "kept":
             insert_model(connection, model)
     if outcome != "kept":
@@ -395,7 +395,7 @@ def list_checkpoint_models(store: Store, job_id: str, cursor: Cursor, *, tenant:
     return Page(tuple(make_value(row, StoredModel) for row in rows), has_more)
 
 
-def _outcome(connection: Connection, job: StoredJob, model: StoredModel, *, max_bytes: int) -> Kept:
+def _read_outcome(connection: Connection, job: StoredJob, model: StoredModel, *, max_bytes: int) -> Kept:
     if not is_mine(connection, job):
         return "not mine"
     if connection.execute(select(MODELS.c.number).where(MODELS.c.id == model.id)).first() is not None:

@@ -88,7 +88,7 @@ def rotate_key(
         UsageError: It is the key of a contributor.
     """
     with store.database.write() as connection:
-        old = _good(connection, key_id, tenant=tenant, caller=caller, now=now)
+        old = _require_good(connection, key_id, tenant=tenant, caller=caller, now=now)
         if old.pool is not None:
             raise UsageError("the key of a contributor must be revoked and not rotated; make new ones for the pool")
         ends = now + grace if old.expires_at is None else min(old.expires_at, now + grace)
@@ -100,7 +100,7 @@ def rotate_key(
 def revoke_key(store: Store, key_id: str, *, caller: Caller, now: int, tenant: str | None = None) -> StoredKey:
     """Refuse a key from now on. Raises `NotFoundError` as `rotate_key`."""
     with store.database.write() as connection:
-        _good(connection, key_id, tenant=tenant, caller=caller, now=now)
+        _require_good(connection, key_id, tenant=tenant, caller=caller, now=now)
         connection.execute(update(KEYS).where(KEYS.c.id == key_id).values(revoked_at=now))
         record(connection, caller, "key.revoke", key_id)
         return make_value(connection.execute(select(KEYS).where(KEYS.c.id == key_id)).one(), StoredKey)
@@ -113,7 +113,7 @@ def list_keys(store: Store, cursor: Cursor, *, caller: Caller = OPERATOR, tenant
         NotFoundError: The cursor names none of them.
     """
     with store.database.read() as connection:
-        where: ColumnElement[bool] = KEYS.c.role.in_(_roles_below(caller))
+        where: ColumnElement[bool] = KEYS.c.role.in_(_list_roles_below(caller))
         if tenant is not None:
             where &= KEYS.c.tenant == tenant
         rows, has_more = read_page(connection, KEYS, cursor, where=where)
@@ -124,7 +124,7 @@ def find_holder(store: Store, key: str, *, now: int) -> Caller | None:
     """Find who sends a key; None if it is none of ours, or no longer good."""
     digest = digest_key(key)
     found = store.database.remembered.ask(
-        ("holder", digest), lambda: _holder(store, digest), scope=lambda one: f"api_keys {one[0].tenant}"
+        ("holder", digest), lambda: _find_holder(store, digest), scope=lambda one: f"api_keys {one[0].tenant}"
     )
     if found is None or (found[1] is not None and found[1] <= now):
         return None
@@ -141,7 +141,7 @@ def has_keys(store: Store) -> bool:
     return store.database.remembered.ask("has keys", look_up, scope=lambda _: "api_keys")
 
 
-def _holder(store: Store, digest: str) -> tuple[Caller, int | None] | None:
+def _find_holder(store: Store, digest: str) -> tuple[Caller, int | None] | None:
     """Look up who has a key that is not revoked, and when it ends."""
     with store.database.read() as connection:
         row = connection.execute(
@@ -157,7 +157,7 @@ def _holder(store: Store, digest: str) -> tuple[Caller, int | None] | None:
 def _create(connection: Connection, *, tenant: str, role: Role, caller: Caller, now: int) -> tuple[StoredKey, str]:
     if connection.execute(select(TENANTS.c.number).where(TENANTS.c.name == tenant)).first() is None:
         raise NotFoundError("there is no such tenant; list them, or create it first")
-    if role not in _roles_below(caller):
+    if role not in _list_roles_below(caller):
         raise ForbiddenError("a key must have the role of the key that it is asked with, or a lower one")
     good = select(func.count()).where(KEYS.c.tenant == tenant, KEYS.c.pool.is_(None), _is_good(now))
     if connection.execute(good).scalar_one() >= _MOST_GOOD:
@@ -207,8 +207,8 @@ def _add(
     return key, shown
 
 
-def _good(connection: Connection, key_id: str, *, tenant: str | None, caller: Caller, now: int) -> StoredKey:
-    query = select(KEYS).where(KEYS.c.id == key_id, KEYS.c.role.in_(_roles_below(caller)), _is_good(now))
+def _require_good(connection: Connection, key_id: str, *, tenant: str | None, caller: Caller, now: int) -> StoredKey:
+    query = select(KEYS).where(KEYS.c.id == key_id, KEYS.c.role.in_(_list_roles_below(caller)), _is_good(now))
     if tenant is not None:
         query = query.where(KEYS.c.tenant == tenant)
     row = connection.execute(query).first()
@@ -221,7 +221,7 @@ def _is_good(now: int) -> ColumnElement[bool]:
     return KEYS.c.revoked_at.is_(None) & or_(KEYS.c.expires_at.is_(None), KEYS.c.expires_at > now)
 
 
-def _roles_below(caller: Caller) -> tuple[Role, ...]:
+def _list_roles_below(caller: Caller) -> tuple[Role, ...]:
     """The roles of the keys that a caller may see, change and make: its own, and those that may do less."""
     below: dict[Role, tuple[Role, ...]] = {
         "admin": ("contributor", "tenant", "admin"),

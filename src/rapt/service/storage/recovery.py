@@ -49,7 +49,7 @@ def open_store(
     """
     with (
         lock_data_directory(data_directory) as directory,
-        _opened(directory, url=url, blobs=blobs, connections=connections) as store,
+        _open_in_order(directory, url=url, blobs=blobs, connections=connections) as store,
     ):
         _recover(store)
         yield store
@@ -63,7 +63,7 @@ def join_store(
 
     Raises: The reasons of `open_store`, but others may have it open.
     """
-    with _opened(make_data_directory(data_directory), url=url, blobs=blobs, connections=connections) as store:
+    with _open_in_order(make_data_directory(data_directory), url=url, blobs=blobs, connections=connections) as store:
         yield store
 
 
@@ -86,8 +86,10 @@ def requeue_abandoned_jobs(store: Store) -> int:
 
 
 @contextmanager
-def _opened(directory: DataDirectory, *, url: str | None, blobs: str | None, connections: int) -> Iterator[Store]:
-    with _new_files_are_private():
+def _open_in_order(
+    directory: DataDirectory, *, url: str | None, blobs: str | None, connections: int
+) -> Iterator[Store]:
+    with _keep_new_files_private():
         where = open_blobs(blobs, folder=directory.blobs)
         database = Database(database_url(url, file=directory.database), connections=connections)
         try:
@@ -97,7 +99,7 @@ def _opened(directory: DataDirectory, *, url: str | None, blobs: str | None, con
 
 
 @contextmanager
-def _new_files_are_private() -> Iterator[None]:
+def _keep_new_files_private() -> Iterator[None]:
     """What libraries write is for nobody else either: the database, tensors, vocabularies.
 
     The mask is the whole process's, and stores may overlap: the last one to close puts back what the first one found.

@@ -55,7 +55,7 @@ class Store:
 def naming(store: Store, staged: StagedFile) -> Iterator[None]:
     """Put bytes; the block writes the row that names them. If it fails, they go unless another row names them."""
     try:
-        with _locked(store, staged.sha256, fcntl.LOCK_SH):
+        with _hold_lock(store, staged.sha256, fcntl.LOCK_SH):
             store.blobs.put(staged)
             yield
     except BaseException:
@@ -68,7 +68,7 @@ def release(store: Store, digests: Iterable[str]) -> int:
     """Delete those blobs that no row names any more. Returns how many; whoever waits for it cannot tell."""
     deleted = 0
     for digest in sorted(set(digests)):
-        with _locked(store, digest, fcntl.LOCK_EX):
+        with _hold_lock(store, digest, fcntl.LOCK_EX):
             with store.database.read() as connection:
                 named = is_named(connection, digest)
             if named:
@@ -111,7 +111,7 @@ def discard_run_states(store: Store, names: Iterable[str]) -> None:
 
 
 @contextmanager
-def _locked(store: Store, digest: str, how: int) -> Iterator[None]:
+def _hold_lock(store: Store, digest: str, how: int) -> Iterator[None]:
     if not store.database.is_sqlite:
         with store.database.hold_name(digest, shared=how == fcntl.LOCK_SH):
             yield

@@ -26,26 +26,26 @@ from sqlalchemy import (
 METADATA: Final = MetaData()
 
 
-def _number() -> Column[int]:
+def _make_number() -> Column[int]:
     return Column("number", Integer, primary_key=True)
 
 
-def _id() -> Column[str]:
+def _make_id() -> Column[str]:
     return Column("id", String, unique=True, nullable=False)
 
 
-def _tenant() -> Column[str]:
+def _make_tenant() -> Column[str]:
     return Column("tenant", String, nullable=False)
 
 
-def _table(name: str, *parts: Column[Any] | Index | UniqueConstraint) -> Table:
+def _make_table(name: str, *parts: Column[Any] | Index | UniqueConstraint) -> Table:
     # Numbers are never given twice, so a cursor never meets another row under an old number.
     return Table(name, METADATA, *parts, sqlite_autoincrement=True)
 
 
-TENANTS: Final = _table(
+TENANTS: Final = _make_table(
     "tenants",
-    _number(),
+    _make_number(),
     Column("name", String, unique=True, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     # Quotas of its own; null where the setting of the service holds.
@@ -56,10 +56,10 @@ TENANTS: Final = _table(
     Column("served", BigInteger, nullable=False, server_default="0"),
 )
 
-KEYS: Final = _table(
+KEYS: Final = _make_table(
     "api_keys",
-    _number(),
-    _id(),
+    _make_number(),
+    _make_id(),
     # Not a foreign key: a revoked key outlives its tenant, so that a service that had keys never opens again.
     Column("tenant", String, nullable=False, index=True),
     Column("role", String, nullable=False),
@@ -73,9 +73,9 @@ KEYS: Final = _table(
 )
 
 # Rows are only ever added; the migration puts triggers on it that refuse all else but to delete very old ones.
-AUDIT: Final = _table(
+AUDIT: Final = _make_table(
     "audit_log",
-    _number(),
+    _make_number(),
     Column("id", String, unique=True, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("tenant", String, nullable=False, index=True),
@@ -84,11 +84,11 @@ AUDIT: Final = _table(
     Column("object", String, nullable=False),
 )
 
-FILES: Final = _table(
+FILES: Final = _make_table(
     "files",
-    _number(),
-    _id(),
-    _tenant(),
+    _make_number(),
+    _make_id(),
+    _make_tenant(),
     Column("filename", String, nullable=False),
     Column("purpose", String, nullable=False),
     Column("bytes", BigInteger, nullable=False),
@@ -108,11 +108,11 @@ FILES: Final = _table(
     Index("ix_files_expires_at", "expires_at"),
 )
 
-JOBS: Final = _table(
+JOBS: Final = _make_table(
     "jobs",
-    _number(),
-    _id(),
-    _tenant(),
+    _make_number(),
+    _make_id(),
+    _make_tenant(),
     Column("model", String, nullable=False),
     # Not foreign keys: a job outlives its files, because a file must be deletable at any time after.
     Column("training_file", String, nullable=False, index=True),
@@ -138,10 +138,10 @@ JOBS: Final = _table(
     Index("ix_jobs_tenant", "tenant", "number"),
 )
 
-EVENTS: Final = _table(
+EVENTS: Final = _make_table(
     "events",
-    _number(),
-    _id(),
+    _make_number(),
+    _make_id(),
     Column("job_id", String, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("created_at", BigInteger, nullable=False),
     Column("level", String, nullable=False),
@@ -150,10 +150,10 @@ EVENTS: Final = _table(
     Column("data", JSON(none_as_null=True)),
 )
 
-RUN_STATES: Final = _table(
+RUN_STATES: Final = _make_table(
     "run_states",
-    _number(),
-    _id(),
+    _make_number(),
+    _make_id(),
     Column("job_id", String, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("created_at", BigInteger, nullable=False),
     Column("step", BigInteger, nullable=False),
@@ -162,11 +162,11 @@ RUN_STATES: Final = _table(
     UniqueConstraint("job_id", "step", name="uq_run_states_job_step"),
 )
 
-MODELS: Final = _table(
+MODELS: Final = _make_table(
     "models",
-    _number(),
-    _id(),
-    _tenant(),
+    _make_number(),
+    _make_id(),
+    _make_tenant(),
     Column("base", String, nullable=False),
     # Null for an adapter that was imported.
     Column("job_id", String, ForeignKey("jobs.id")),
@@ -183,23 +183,23 @@ MODELS: Final = _table(
 )
 
 # The newest change of what is remembered, for each table and tenant: `scope` is both. Triggers write it, on SQLite.
-CHANGES: Final = _table(
+CHANGES: Final = _make_table(
     "changes",
-    _number(),
+    _make_number(),
     Column("scope", String, unique=True, nullable=False),
 )
 
 # One row: the id of this service, which its blobs are claimed with.
-IDENTITY: Final = _table(
+IDENTITY: Final = _make_table(
     "identity",
-    _number(),
-    _id(),
+    _make_number(),
+    _make_id(),
 )
 
-UPLOADS: Final = _table(
+UPLOADS: Final = _make_table(
     "uploads",
-    _number(),
-    _id(),
+    _make_number(),
+    _make_id(),
     Column("tenant", String, nullable=False),
     Column("filename", String, nullable=False),
     Column("purpose", String, nullable=False),
@@ -213,19 +213,19 @@ UPLOADS: Final = _table(
     Index("ix_uploads_tenant", "tenant", "number"),
 )
 
-PARTS: Final = _table(
+PARTS: Final = _make_table(
     "upload_parts",
-    _number(),
-    _id(),
+    _make_number(),
+    _make_id(),
     Column("upload_id", String, ForeignKey("uploads.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("bytes", BigInteger, nullable=False),
     Column("sha256", String, nullable=False),
     Column("created_at", BigInteger, nullable=False),
 )
 
-REQUESTS: Final = _table(
+REQUESTS: Final = _make_table(
     "repeatable_requests",
-    _number(),
+    _make_number(),
     Column("tenant", String, nullable=False),
     # Digests: a client may put anything into its idempotency key.
     Column("key_digest", String, nullable=False),
@@ -254,11 +254,11 @@ BUCKETS: Final = Table(
     Column("at", Float, nullable=False),
 )
 
-POOLS: Final = _table(
+POOLS: Final = _make_table(
     "pools",
-    _number(),
-    _id(),
-    _tenant(),
+    _make_number(),
+    _make_id(),
+    _make_tenant(),
     # The manifest that every contribution is privatized by, without counts, and its digest.
     Column("manifest", JSON, nullable=False),
     Column("setting", String, nullable=False),

@@ -115,7 +115,7 @@ def get_tenant(store: Store, name: str) -> StoredTenant:
 
     def look_up() -> StoredTenant:
         with store.database.read() as connection:
-            return _from_row(_find(connection, name))
+            return _read_row(_find(connection, name))
 
     return store.database.remembered.ask(("tenant", name), look_up, scope=lambda _: f"tenants {name}")
 
@@ -124,7 +124,7 @@ def list_tenants(store: Store, cursor: Cursor) -> Page[StoredTenant]:
     """Return one page of tenants; the cursor is a name. Raises `NotFoundError` for an unknown one."""
     with store.database.read() as connection:
         rows, has_more = read_page(connection, TENANTS, cursor)
-    return Page(tuple(_from_row(row) for row in rows), has_more)
+    return Page(tuple(_read_row(row) for row in rows), has_more)
 
 
 def set_quotas(store: Store, name: str, quotas: Quotas, *, caller: Caller) -> StoredTenant:
@@ -133,7 +133,7 @@ def set_quotas(store: Store, name: str, quotas: Quotas, *, caller: Caller) -> St
         _find(connection, name)
         connection.execute(update(TENANTS).where(TENANTS.c.name == name).values(vars(quotas)))
         record(connection, caller, "tenant.quotas", name)
-        return _from_row(_find(connection, name))
+        return _read_row(_find(connection, name))
 
 
 def check_tenant(connection: Connection, name: str) -> None:
@@ -157,7 +157,7 @@ def get_usage(store: Store, name: str) -> Usage:
 def check_bytes(connection: Connection, tenant: str, *, more: int, limit: int) -> None:
     """Refuse bytes beyond a tenant's quota, in the transaction that would add them. Raises `QuotaError`."""
     if more > room_of(connection, tenant, limit=limit):
-        most = _most_bytes(connection, tenant, limit=limit)
+        most = _bound_bytes(connection, tenant, limit=limit)
         raise QuotaError(
             f"a tenant must have at most {most} bytes of files and models; delete some, or ask the provider",
             retry_after=None,
@@ -172,7 +172,7 @@ def count_room(store: Store, tenant: str, *, limit: int) -> int:
 
 def room_of(connection: Connection, tenant: str, *, limit: int) -> int:
     """Bytes that a tenant may store, as `count_room`, in a transaction."""
-    return _most_bytes(connection, tenant, limit=limit) - bytes_of(connection, tenant)
+    return _bound_bytes(connection, tenant, limit=limit) - bytes_of(connection, tenant)
 
 
 def check_files(connection: Connection, tenant: str, *, limit: int) -> None:
@@ -276,7 +276,7 @@ def count_jobs(connection: Connection, tenant: str) -> int:
     return connection.execute(active).scalar_one()
 
 
-def _most_bytes(connection: Connection, tenant: str, *, limit: int) -> int:
+def _bound_bytes(connection: Connection, tenant: str, *, limit: int) -> int:
     own = connection.execute(select(TENANTS.c.max_bytes).where(TENANTS.c.name == tenant)).scalar()
     return limit if own is None else own
 
@@ -308,7 +308,7 @@ def _delete_rows(connection: Connection, name: str, *, now: int) -> Removed:
     for pool in all_of(select(POOLS.c.id).where(POOLS.c.tenant == name)):
         hold_alone(connection, pool)
     removed = Removed(
-        blobs=tuple(digest for table in (FILES, MODELS) for digest in all_of(_digests(table, name))),
+        blobs=tuple(digest for table in (FILES, MODELS) for digest in all_of(_select_digests(table, name))),
         adapters=all_of(select(MODELS.c.adapter).where(MODELS.c.tenant == name)),
         run_states=all_of(held),
         parts=all_of(select(PARTS.c.id).where(PARTS.c.upload_id.in_(own_uploads))),
@@ -326,7 +326,7 @@ def _delete_rows(connection: Connection, name: str, *, now: int) -> Removed:
     return removed
 
 
-def _digests(table: Any, tenant: str) -> Select[Any]:
+def _select_digests(table: Any, tenant: str) -> Select[Any]:
     return select(table.c.sha256).where(table.c.tenant == tenant)
 
 
@@ -342,7 +342,7 @@ def _find(connection: Connection, name: str) -> Row[Any]:
     return row
 
 
-def _from_row(row: Row[Any]) -> StoredTenant:
+def _read_row(row: Row[Any]) -> StoredTenant:
     return StoredTenant(
         name=row.name,
         created_at=row.created_at,

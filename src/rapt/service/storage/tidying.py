@@ -48,7 +48,7 @@ def tidy(store: Store, *, now: int, should_stop: Callable[[], bool] = lambda: Fa
         (REQUESTS, true(), KEPT_ENTRIES),
     ):
         with store.database.read() as connection:
-            tenants = _with_too_many(connection, table, of_the_past, kept=kept)
+            tenants = _list_with_too_many(connection, table, of_the_past, kept=kept)
         for tenant in tenants:
             own = of_the_past & (table.c.tenant == tenant)
             while not should_stop() and (forgotten := _forget_oldest(store, table, own, kept=kept)):
@@ -99,7 +99,7 @@ def _expire_uploads(store: Store, *, now: int) -> int:
     return len(ids)
 
 
-def _with_too_many(connection: Connection, table: Table, where: ColumnElement[bool], *, kept: int) -> list[str]:
+def _list_with_too_many(connection: Connection, table: Table, where: ColumnElement[bool], *, kept: int) -> list[str]:
     grouped = select(table.c.tenant).where(where).group_by(table.c.tenant).having(func.count() > kept)
     return list(connection.execute(grouped).scalars())
 

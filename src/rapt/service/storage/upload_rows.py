@@ -135,7 +135,7 @@ def add_part(
     store.directory.keep_part(staged, name=part.id)
     try:
         with store.database.write() as connection:
-            upload = _pending(connection, upload_id, caller=caller, now=now)
+            upload = _require_pending(connection, upload_id, caller=caller, now=now)
             totals = select(func.count(), func.coalesce(func.sum(PARTS.c.bytes), 0)).where(
                 PARTS.c.upload_id == upload_id
             )
@@ -161,7 +161,7 @@ def find_parts_to_join(
         UsageError: It is not pending, or the parts have not the announced number of bytes.
     """
     with store.database.read() as connection:
-        upload = _pending(connection, upload_id, caller=caller, now=now)
+        upload = _require_pending(connection, upload_id, caller=caller, now=now)
         rows = connection.execute(select(PARTS.c.id, PARTS.c.bytes).where(PARTS.c.upload_id == upload_id))
         found = {row.id: row.bytes for row in rows}
     if not set(part_ids) <= set(found):
@@ -182,7 +182,7 @@ def end_upload(
         UsageError: It is not pending.
     """
     with store.database.write() as connection:
-        _pending(connection, upload_id, caller=caller, now=now)
+        _require_pending(connection, upload_id, caller=caller, now=now)
         change = update(UPLOADS).where(UPLOADS.c.id == upload_id)
         connection.execute(change.values(status=status, file_id=file_id))
         doomed = _drop_parts(connection, upload_id)
@@ -227,7 +227,7 @@ class JoinedParts:
             self._open = None
 
 
-def _pending(connection: Connection, upload_id: str, *, caller: Caller, now: int) -> StoredUpload:
+def _require_pending(connection: Connection, upload_id: str, *, caller: Caller, now: int) -> StoredUpload:
     upload = make_value(find(connection, UPLOADS, upload_id, tenant=caller.tenant), StoredUpload)
     if upload.status != "pending" or upload.expires_at <= now:
         status = upload.status if upload.status != "pending" else "expired"

@@ -53,9 +53,11 @@ def live_as_worker(store: Store, *, models: Sequence[str] = ()) -> Iterator[str]
         if store.database.is_sqlite:
             yield name
             return
-        values = {"name": name, "place": store.directory.place, "models": list(models), "seen_at": _now()}
+        values = {"name": name, "place": store.directory.place, "models": list(models), "seen_at": _read_now()}
         # The row is gone where the database was away, or this machine asleep, for so long that the others forgot it.
-        alive = insert(WORKERS).values(values).on_conflict_do_update(index_elements=["name"], set_={"seen_at": _now()})
+        alive = (
+            insert(WORKERS).values(values).on_conflict_do_update(index_elements=["name"], set_={"seen_at": _read_now()})
+        )
         with store.database.change_alone() as connection:
             connection.execute(alive)
         ended = Event()
@@ -76,7 +78,7 @@ def _say_so(store: Store, alive: Insert, ended: Event) -> None:
             connection.execute(alive)
 
 
-def _now() -> ColumnElement[int]:
+def _read_now() -> ColumnElement[int]:
     return cast(read_clock(), BigInteger)
 
 
@@ -122,9 +124,9 @@ def list_workers_elsewhere(store: Store) -> dict[str, list[str]]:
     if store.database.is_sqlite:
         return {}
     elsewhere = WORKERS.c.place != store.directory.place
-    believed = select(WORKERS.c.name, WORKERS.c.models).where(elsewhere, WORKERS.c.seen_at > _now() - BELIEVED)
+    believed = select(WORKERS.c.name, WORKERS.c.models).where(elsewhere, WORKERS.c.seen_at > _read_now() - BELIEVED)
     with store.database.change_alone() as connection:
-        connection.execute(delete(WORKERS).where(WORKERS.c.seen_at < _now() - _FORGOTTEN_AFTER))
+        connection.execute(delete(WORKERS).where(WORKERS.c.seen_at < _read_now() - _FORGOTTEN_AFTER))
         return {row.name: row.models for row in connection.execute(believed)}
 
 

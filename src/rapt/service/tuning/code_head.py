@@ -106,12 +106,12 @@ def tune_code_head(
     crowd = _sum_up(backbone, training) or _count(tuning, backbone, training)
     penalty = crowd.choose_penalty(seed=config.seed, should_stop=should_stop)
     weight, bias = crowd.solve(penalty=penalty)
-    head = _head_of(tuning)
+    head = _make_head(tuning)
     with torch.no_grad():
         head.linear.weight.copy_(weight)
         head.linear.bias.copy_(bias)
     losses, shares = crowd.judge(weight, bias)
-    judged = {} if validation is None else evaluate(tuning, validation, batch_size=_rows_at_once(backbone))
+    judged = {} if validation is None else evaluate(tuning, validation, batch_size=_count_rows_at_once(backbone))
     steps = config.epochs * batches_per_epoch(len(training.records), size=config.batch_size)
     on_progress(Progress(step=steps, steps=steps, epoch=config.epochs - 1, losses=losses, validation=judged, last=True))
     metrics = {"step": steps, "penalty": penalty, **losses, **judged}
@@ -325,7 +325,7 @@ def _sum_up(backbone: Backbone, training: PrivatizedFile) -> _Summed | None:
         # The mean state of a record: each of its codewords, divided by their number, in a run of its own.
         torch.from_numpy(backbone.bundle.embeddings.astype(np.float64) / code.codes),
         torch.from_numpy(ids.reshape(len(training.records), code.codes) + first),
-        torch.from_numpy(_labels_of(training.records)),
+        torch.from_numpy(_find_labels(training.records)),
         len(manifest.labels or ()),
         manifest.label_privacy,
     )
@@ -343,16 +343,16 @@ def _count(tuning: Tuning, backbone: Backbone, training: PrivatizedFile) -> _Cou
 
     records, manifest = training.records, training.manifest
     places = np.fromiter(map(place, records), dtype=np.int32, count=len(records))
-    at_once = _rows_at_once(backbone)
+    at_once = _count_rows_at_once(backbone)
     cut = range(0, len(chosen), at_once)
     states = torch.cat([_read(tuning, backbone, chosen[start : start + at_once]) for start in cut])
     states = states.cpu().double()  # a GPU reads, and a processor solves: in float64 few GPUs are fast
-    labels = _labels_of(records)
+    labels = _find_labels(records)
     counts = tally_labels(places, labels, (len(first), len(manifest.labels or ())))
     return _Counted(states, counts, places, labels, manifest.label_privacy)
 
 
-def _labels_of(records: Sequence[PrivatizedRecord]) -> NDArray[np.int32]:
+def _find_labels(records: Sequence[PrivatizedRecord]) -> NDArray[np.int32]:
     return np.fromiter((one.label for one in records), dtype=np.int32, count=len(records))
 
 
@@ -363,14 +363,14 @@ def _read(tuning: Tuning, backbone: Backbone, records: Sequence[PrivatizedRecord
     assert isinstance(task, Classes)
     layout = task.lay_out(backbone, records, prompt_lengths=[0] * len(records), plain=False)
     states = encode_with_prompts(backbone, layout, None)
-    return task.vectors(backbone, states, layout, compared=_head_of(tuning).compares)
+    return task.vectors(backbone, states, layout, compared=_make_head(tuning).compares)
 
 
-def _rows_at_once(backbone: Backbone) -> int:
+def _count_rows_at_once(backbone: Backbone) -> int:
     return _ROWS_AT_ONCE if backbone.is_codebook else _ROWS_AT_ONCE_OF_A_MODEL
 
 
-def _head_of(tuning: Tuning) -> TaskHead:
+def _make_head(tuning: Tuning) -> TaskHead:
     head = tuning.task_head
     assert isinstance(head, TaskHead)
     return head

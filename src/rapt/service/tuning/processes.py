@@ -54,7 +54,7 @@ class Processes:
         """The sum of each number over all processes."""
         if self.count == 1:
             return list(numbers)
-        total = torch.tensor(numbers, dtype=torch.float64, device=_device())
+        total = torch.tensor(numbers, dtype=torch.float64, device=_find_device())
         torch.distributed.all_reduce(total)
         return [float(number) for number in total]
 
@@ -98,6 +98,6 @@ def join_processes() -> Iterator[Processes]:
         state.destroy_process_group()
 
 
-def _device() -> str:
+def _find_device() -> str:
     # What the processes talk over on a GPU takes tensors of the GPU only.
     return "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"

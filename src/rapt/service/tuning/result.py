@@ -134,7 +134,7 @@ def adapter_of(
 ) -> Adapter:
     """A copy of what `tuning` holds now. The reconstruction head is dropped here (RAPT, Sec. 3)."""
     manifest = training.manifest
-    tuned = _detached(tuning.tuned())
+    tuned = _detach(tuning.tuned())
     settings = card_settings(config) | {"records": manifest.records}
     if manifest.label_privacy is not None:
         settings |= {"label_epsilon": float(manifest.label_privacy.epsilon)}
@@ -165,7 +165,7 @@ def adapter_of(
     )
 
 
-def _detached(tuned: Tuned) -> Tuned:
+def _detach(tuned: Tuned) -> Tuned:
     return Tuned(
         prompt=None if tuned.prompt is None else tuned.prompt.detach().clone(),
         prefix=None if tuned.prefix is None else tuned.prefix.detach().clone(),

@@ -54,7 +54,7 @@ class Run:
         self._processes = processes
         self._tuning = Tuning(backbone, training.manifest, config)
         self._trainer = Trainer(
-            _parameter_groups(self._tuning, config),
+            _make_parameter_groups(self._tuning, config),
             way_out="lower the learning rate, or continue from the state before",
         )
         self._micro = config.micro_batch_size
@@ -89,7 +89,7 @@ class Run:
                 are then as they were before the step.
         """
         for losses in self._trainer.follow(
-            self._batches(should_stop),
+            self._iterate_batches(should_stop),
             self._descend,
             rate=lambda step: scale_rate(step, self.steps, rise=self.config.warmup),
         ):
@@ -109,7 +109,7 @@ class Run:
         tensors |= {f"optimizer/{name}": value for name, value in self._trainer.state().items()}
         tensors |= {f"best/{name}": value for name, value in self._best.parameters.items()}
         return RunState(
-            run=self._identity(),
+            run=self._make_identity(),
             step=self.step,
             micro_batch_size=self._micro,
             tensors=tensors,
@@ -126,7 +126,7 @@ class Run:
             VocabularyError: It is of another backbone.
             TuningError: It is of another run.
         """
-        check_same_run(state, self._identity())
+        check_same_run(state, self._make_identity())
         parameters, best = state.part("parameter"), state.part("best")
         trained = self._tuning.trained()
         if {name: value.shape for name, value in parameters.items()} != {name: p.shape for name, p in trained.items()}:
@@ -153,10 +153,10 @@ class Run:
             metrics |= {"best_step": self._best.step, **self._best.losses}
         return adapter_of(self._backbone, self._training, self._tuning, config=self.config, metrics=metrics)
 
-    def _identity(self) -> RunIdentity:
+    def _make_identity(self) -> RunIdentity:
         return identity(self._backbone, self.config, training=self._training, validation=self._validation)
 
-    def _batches(self, should_stop: Callable[[], bool]) -> Iterator[list[int]]:
+    def _iterate_batches(self, should_stop: Callable[[], bool]) -> Iterator[list[int]]:
         lengths = [len(record.token_ids) for record in self._training.records]
         size, seed = self.config.batch_size, self.config.seed
         batches: list[list[int]] = []
@@ -228,7 +228,7 @@ class Run:
         return found
 
 
-def _parameter_groups(tuning: Tuning, config: TuningConfig) -> list[ParameterGroup]:
+def _make_parameter_groups(tuning: Tuning, config: TuningConfig) -> list[ParameterGroup]:
     trained = tuning.trained()
     method = {name: value for name, value in trained.items() if name.startswith("method.")}
     heads = {name: value for name, value in trained.items() if name not in method}

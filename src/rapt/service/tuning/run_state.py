@@ -187,7 +187,7 @@ def load_run_state(folder: Path) -> RunState:
     except SafetensorError:
         raise WireError(f"{what} must hold tensors in safetensors; start a new run") from None
     return RunState(
-        run=_identity_from_json(read_field(state, "run", dict, what=what)),
+        run=_parse_identity(read_field(state, "run", dict, what=what)),
         step=read_field(state, "step", int, what=what),
         micro_batch_size=read_field(state, "micro_batch_size", int, what=what),
         tensors=tensors,
@@ -203,7 +203,7 @@ def _read_losses(state: Mapping[str, Any], name: str, *, what: str) -> Losses:
     return {key: read_field(losses, key, float, what=what) for key in losses}
 
 
-def _identity_from_json(value: Mapping[str, Any]) -> RunIdentity:
+def _parse_identity(value: Mapping[str, Any]) -> RunIdentity:
     what = "the run in a run state"
     check_fields(value, required=set(RunIdentity.__dataclass_fields__), optional=set(), what=what)
     return RunIdentity(

@@ -88,17 +88,17 @@ class TuningConfig(MethodSettings):
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
-        _one_of("method", self.method, METHODS)
-        _one_of("initialization", self.initialization, INITIALIZATIONS)
+        _require_one_of("method", self.method, METHODS)
+        _require_one_of("initialization", self.initialization, INITIALIZATIONS)
         for name in ("prompt_length", "epochs", "batch_size", "lora_rank"):
-            _at_least(name, getattr(self, name), 1)
+            _require_at_least(name, getattr(self, name), 1)
         for name in ("prompt_length", "lora_rank"):
             if getattr(self, name) > MOST_PROMPT_POSITIONS:
                 raise TuningError(
                     f"{name} must be at most {MOST_PROMPT_POSITIONS}, which an adapter can hold; lower it"
                 )
         for name in ("micro_batch_size", "patience", "reparametrization_size"):
-            _at_least(name, getattr(self, name), 0)
+            _require_at_least(name, getattr(self, name), 0)
         for name in ("learning_rate", "head_learning_rate", "lora_alpha"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise TuningError(f"{name} must be finite and above 0, got {name}={getattr(self, name)}")
@@ -144,7 +144,7 @@ def default_config(method: str) -> TuningConfig:
     Raises:
         TuningError: Nobody knows the method.
     """
-    _one_of("method", method, METHODS)
+    _require_one_of("method", method, METHODS)
     entry = METHODS[method]
     return TuningConfig(method=method, learning_rate=entry.learning_rate, reparametrization=entry.reparametrizations[0])
 
@@ -164,11 +164,11 @@ def card_settings(config: TuningConfig) -> dict[str, float | int | str | bool | 
     return flat
 
 
-def _one_of(name: str, value: str, known: Mapping[str, object] | tuple[str, ...]) -> None:
+def _require_one_of(name: str, value: str, known: Mapping[str, object] | tuple[str, ...]) -> None:
     if value not in known:
         raise TuningError(f"the {name} must be one of {', '.join(known)}, got {name}={value!r}")
 
 
-def _at_least(name: str, value: float, least: int) -> None:
+def _require_at_least(name: str, value: float, least: int) -> None:
     if not value >= least or not math.isfinite(value):
         raise TuningError(f"{name} must be at least {least}, got {name}={value}; raise it")

@@ -61,14 +61,14 @@ def make_lora(
     Raises:
         TuningError: No linear layer has a target's name.
     """
-    sizes = _sizes(backbone, settings)
+    sizes = _list_sizes(backbone, settings)
     if not sizes:
         known = sorted({name.rsplit(".", 1)[-1] for name in backbone.sites.linear})
         raise TuningError(f"lora_targets must name linear layers of the backbone, got none of {', '.join(known)}")
     return Lora(sizes, rank=settings.lora_rank, alpha=settings.lora_alpha, generator=generator)
 
 
-def _sizes(backbone: Backbone, settings: MethodSettings) -> dict[str, tuple[int, int]]:
+def _list_sizes(backbone: Backbone, settings: MethodSettings) -> dict[str, tuple[int, int]]:
     """The sizes (in, out) of the layers that are changed, by their names.
 
     Without targets: the query and value projections; where a model calls them otherwise, every layer of its attention,
@@ -84,7 +84,7 @@ def _sizes(backbone: Backbone, settings: MethodSettings) -> dict[str, tuple[int,
     return found or {name: size for name, size in linear.items() if size == (width, width)}
 
 
-def _shapes(card: AdapterCard, backbone: Backbone, found: Mapping[str, Shape]) -> dict[str, Shape]:
+def _list_shapes(card: AdapterCard, backbone: Backbone, found: Mapping[str, Shape]) -> dict[str, Shape]:
     """The shapes for the layers that are named, each of the rank that it states."""
     expected: dict[str, Shape] = {}
     for name, (inputs, outputs) in backbone.sites.linear.items():
@@ -108,12 +108,12 @@ def _to_tensors(tuned: Tuned) -> dict[str, Tensor]:
     return tensors
 
 
-def _from_tensors(tensors: Mapping[str, Tensor], card: AdapterCard, backbone: Backbone) -> Tuned:
+def _read_tensors(tensors: Mapping[str, Tensor], card: AdapterCard, backbone: Backbone) -> Tuned:
     names = [name.removeprefix(NAME).removesuffix(A) for name in tensors if name.endswith(A)]
     return Tuned(lora={name: LoraPair(a=tensors[NAME + name + A], b=tensors[NAME + name + B]) for name in names})
 
 
-def _peft(card: AdapterCard, tuned: Tuned) -> dict[str, Any]:
+def _describe_for_peft(card: AdapterCard, tuned: Tuned) -> dict[str, Any]:
     # alpha = r: the scale is in b already.
     rank = tuned.highest_rank
     return {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": sorted(tuned.lora)}
@@ -122,8 +122,8 @@ def _peft(card: AdapterCard, tuned: Tuned) -> dict[str, Any]:
 METHOD: Final = Method(
     title="LoRA",
     make=make_lora,
-    parameters=lambda backbone, settings: settings.lora_rank * sum(map(sum, _sizes(backbone, settings).values())),
-    form=Form(shapes=_shapes, to_tensors=_to_tensors, from_tensors=_from_tensors, peft=_peft),
+    parameters=lambda backbone, settings: settings.lora_rank * sum(map(sum, _list_sizes(backbone, settings).values())),
+    form=Form(shapes=_list_shapes, to_tensors=_to_tensors, from_tensors=_read_tensors, peft=_describe_for_peft),
     learning_rate=0.002,
     options=(
         Option(name="r", setting="lora_rank", accepts=Annotated[int, Field(ge=1, le=HIGHEST_RANK)]),

@@ -28,14 +28,14 @@ INITIALIZATIONS: Final = ("vocabulary", "random", "text", "labels")
 MOST_HIDDEN: Final = 8192
 
 
-def _kept(value: str) -> str:
+def _keep_card_value(value: str) -> str:
     if not is_text(value):
         raise ValueError("must have no control character and no lone surrogate")
     return value
 
 
 # Strings that are kept and shown again, or looked up in the database.
-Text = Annotated[str, AfterValidator(_kept)]
+Text = Annotated[str, AfterValidator(_keep_card_value)]
 Word = Annotated[Text, Field(min_length=1, max_length=64)]
 
 

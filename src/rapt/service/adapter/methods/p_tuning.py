@@ -64,7 +64,7 @@ def make_p_tuning(
     )
 
 
-def _parameters(backbone: Backbone, settings: MethodSettings) -> int:
+def _count_parameters(backbone: Backbone, settings: MethodSettings) -> int:
     width = backbone.embedding_size
     inner = settings.reparametrization_size or backbone.hidden_size
     between, lstm = width, 0
@@ -80,7 +80,7 @@ _NETWORKS: Final = ("mlp", "lstm")
 METHOD: Final = Method(
     title="soft prompt, by a network",
     make=make_p_tuning,
-    parameters=_parameters,
+    parameters=_count_parameters,
     form=PROMPT_FORM,
     learning_rate=0.001,
     options=(*PROMPT_OPTIONS, *network_options(*_NETWORKS)),

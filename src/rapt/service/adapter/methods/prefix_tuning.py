@@ -108,7 +108,7 @@ def prefix_shape(sites: Sites, *, length: int) -> tuple[int, int, int, int, int]
     return len(sites.attention), 2, heads, length, size
 
 
-def _parameters(backbone: Backbone, settings: MethodSettings) -> int:
+def _count_parameters(backbone: Backbone, settings: MethodSettings) -> int:
     sites, two, heads, length, size = prefix_shape(backbone.sites, length=settings.prompt_length)
     made = sites * two * heads * size
     if settings.reparametrization == "none":
@@ -117,7 +117,7 @@ def _parameters(backbone: Backbone, settings: MethodSettings) -> int:
     return length * backbone.embedding_size + inner * (backbone.embedding_size + 1) + made * (inner + 1)
 
 
-def _shapes(card: AdapterCard, backbone: Backbone, found: Mapping[str, Shape]) -> dict[str, Shape]:
+def _list_shapes(card: AdapterCard, backbone: Backbone, found: Mapping[str, Shape]) -> dict[str, Shape]:
     try:
         sites, two, heads, length, size = prefix_shape(backbone.sites, length=card.prompt_length)
     except TuningError:
@@ -133,12 +133,12 @@ def _to_tensors(tuned: Tuned) -> dict[str, Tensor]:
     return {PROMPT: tuned.prefix.permute(3, 0, 1, 2, 4).flatten(1)}
 
 
-def _from_tensors(tensors: Mapping[str, Tensor], card: AdapterCard, backbone: Backbone) -> Tuned:
+def _read_tensors(tensors: Mapping[str, Tensor], card: AdapterCard, backbone: Backbone) -> Tuned:
     sites, two, heads, length, size = prefix_shape(backbone.sites, length=card.prompt_length)
     return Tuned(prefix=tensors[PROMPT].view(length, sites, two, heads, size).permute(1, 2, 3, 0, 4).contiguous())
 
 
-def _peft(card: AdapterCard, tuned: Tuned) -> dict[str, Any] | None:
+def _describe_for_peft(card: AdapterCard, tuned: Tuned) -> dict[str, Any] | None:
     assert tuned.prefix is not None
     if card.kind == "encoder-decoder":
         return None  # PEFT would put all of it into the decoder
@@ -153,8 +153,8 @@ _NETWORKS: Final = ("none", "mlp")
 METHOD: Final = Method(
     title="prefix",
     make=make_prefix_tuning,
-    parameters=_parameters,
-    form=Form(shapes=_shapes, to_tensors=_to_tensors, from_tensors=_from_tensors, peft=_peft),
+    parameters=_count_parameters,
+    form=Form(shapes=_list_shapes, to_tensors=_to_tensors, from_tensors=_read_tensors, peft=_describe_for_peft),
     learning_rate=0.01,
     options=(*PROMPT_OPTIONS, *network_options(*_NETWORKS)),
     prompt="attention",

@@ -28,7 +28,7 @@ class PromptTuning(nn.Module):
         return Tuned(prompt=self.vectors)
 
 
-def _shapes(card: AdapterCard, backbone: Backbone, found: Mapping[str, Shape]) -> dict[str, Shape]:
+def _list_shapes(card: AdapterCard, backbone: Backbone, found: Mapping[str, Shape]) -> dict[str, Shape]:
     return {PROMPT: (card.prompt_length, backbone.embedding_size)}
 
 
@@ -37,7 +37,7 @@ def _to_tensors(tuned: Tuned) -> dict[str, Tensor]:
     return {PROMPT: tuned.prompt}
 
 
-def _peft(card: AdapterCard, tuned: Tuned) -> dict[str, Any]:
+def _describe_for_peft(card: AdapterCard, tuned: Tuned) -> dict[str, Any]:
     assert tuned.prompt is not None
     length, size = tuned.prompt.shape
     kind = {"peft_type": "PROMPT_TUNING", "num_transformer_submodules": 1}
@@ -46,10 +46,10 @@ def _peft(card: AdapterCard, tuned: Tuned) -> dict[str, Any]:
 
 # A soft prompt has one form, whatever made it.
 PROMPT_FORM: Final = Form(
-    shapes=_shapes,
+    shapes=_list_shapes,
     to_tensors=_to_tensors,
     from_tensors=lambda tensors, card, backbone: Tuned(prompt=tensors[PROMPT]),
-    peft=_peft,
+    peft=_describe_for_peft,
 )
 
 METHOD: Final = Method(

@@ -40,9 +40,9 @@ def classify_router(service: Service) -> APIRouter:
         in_place = len(body.records) <= _FEW
         admit = at_hand_or_in_thread if in_place else functools.partial(run_in_body_thread, request)
         adapter, ticket = await begin_or_undo(
-            admit(_admit, service, body, caller), undo=lambda both: _predictor(service, both[0]).cancel(both[1])
+            admit(_admit, service, body, caller), undo=lambda both: _find_predictor(service, both[0]).cancel(both[1])
         )
-        answers = await await_answers(ticket, of=_predictor(service, adapter), request=request)
+        answers = await await_answers(ticket, of=_find_predictor(service, adapter), request=request)
         shown = body.model, adapter.card.labels, answers
         if in_place:
             return _answer(*shown)
@@ -70,10 +70,10 @@ def _admit(service: Service, body: ClassifyRequest, caller: Caller) -> tuple[Ada
     added = sum(count_added_positions(service.backbone(adapter.card.model), row) for row in rows)
     service.quotas.spend_tokens(caller.tenant, query.manifest.tokens + added)
     service.gate.admit_query(query, card=adapter.card)
-    return adapter, _predictor(service, adapter).submit(rows, tenant=caller.tenant)
+    return adapter, _find_predictor(service, adapter).submit(rows, tenant=caller.tenant)
 
 
-def _predictor(service: Service, adapter: Adapter) -> Predictor:
+def _find_predictor(service: Service, adapter: Adapter) -> Predictor:
     return service.predictors[adapter.card.model]
 
 

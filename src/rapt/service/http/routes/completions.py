@@ -100,7 +100,7 @@ def read_conversation(body: ChatRequest) -> tuple[list[int], Conversation]:
     if public > MOST_PUBLIC:
         many = f"a chat must have at most {MOST_PUBLIC} characters of public text, got {public}; send less"
         raise _name(LimitError(many), "messages")
-    turns = tuple(Turn(_ROLES.get(message.role, message.role), _parts(message)) for message in body.messages)
+    turns = tuple(Turn(_ROLES.get(message.role, message.role), _split_parts(message)) for message in body.messages)
     earlier = tuple((ids, manifest) for (ids,), manifest in zip(private, body.rapt.earlier, strict=True))
     return last.token_ids[0], Conversation(turns=turns, earlier=earlier)
 
@@ -162,7 +162,7 @@ def _admit(service: Service, ids: Sequence[int], manifest: Mapping[str, Any], *,
     return query.records[0].token_ids
 
 
-def _parts(message: ChatMessage) -> tuple[str | None, ...]:
+def _split_parts(message: ChatMessage) -> tuple[str | None, ...]:
     return tuple(part.text if isinstance(part, PublicPart) else None for part in message.content)
 
 
@@ -207,7 +207,7 @@ def completion_router(service: Service) -> APIRouter:
         pieces: list[list[Piece]] = [[] for _ in prompts]
         async for piece in answering.pieces(request):
             pieces[piece.index].append(piece)
-        choices = [_choice(own, logprobs=top is not None) for own in pieces]
+        choices = [_make_choice(own, logprobs=top is not None) for own in pieces]
         return frame.model_copy(update={"choices": choices, "usage": answering.usage()})
 
     return routes
@@ -239,14 +239,14 @@ async def _completion_events(
 ) -> AsyncIterator[Completion]:
     offsets = [0] * len(answering.prompts)
     async for piece in answering.pieces(request):
-        choice = _choice([piece], logprobs=logprobs, start=offsets[piece.index])
+        choice = _make_choice([piece], logprobs=logprobs, start=offsets[piece.index])
         offsets[piece.index] += len(piece.text)
         yield frame.model_copy(update={"choices": [choice]})
     if usage:
         yield frame.model_copy(update={"usage": answering.usage()})
 
 
-def _choice(pieces: Sequence[Piece], *, logprobs: bool, start: int = 0) -> CompletionChoice:
+def _make_choice(pieces: Sequence[Piece], *, logprobs: bool, start: int = 0) -> CompletionChoice:
     tokens = [piece.token for piece in pieces if piece.token is not None]
     return CompletionChoice(
         index=pieces[0].index,

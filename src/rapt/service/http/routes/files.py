@@ -102,7 +102,7 @@ def file_router(service: Service) -> APIRouter:
         file = get_file(service.store, file_id, tenant=caller.tenant)
         stream = open_file(service.store, file)
         headers = {"content-length": str(file.bytes), "content-disposition": f'attachment; filename="{file.id}.jsonl"'}
-        return StreamingResponse(_chunks(stream), media_type="application/jsonl", headers=headers)
+        return StreamingResponse(_iterate_chunks(stream), media_type="application/jsonl", headers=headers)
 
     @routes.delete("/{file_id}")
     def remove_file(file_id: str, caller: CallerOf) -> Deleted:
@@ -141,7 +141,7 @@ def clean_name(name: str | None) -> str:
     return "".join(character for character in last if character.isprintable())[:_LONGEST_NAME] or "file"
 
 
-def _chunks(stream: BinaryIO) -> Iterator[bytes]:
+def _iterate_chunks(stream: BinaryIO) -> Iterator[bytes]:
     """Yield the bytes of a file, its last mebibytes only if all have the digest: a small one is refused as a whole."""
     with stream:
         while chunk := call_counted(stream.read, _CHUNK):

@@ -83,7 +83,7 @@ def job_router(service: Service) -> APIRouter:
     @routes.get("")
     def list_all_jobs(request: Request, caller: CallerOf, after: After = None, limit: Limit = 20) -> ListOf[JobObject]:
         """List jobs, newest first; with `metadata[name]=value`, those alone that have the pair."""
-        wanted = _metadata_filter(request.query_params)
+        wanted = _parse_metadata_filter(request.query_params)
         page = list_jobs(service.store, make_cursor(after, limit), tenant=caller.tenant, metadata=wanted)
         return make_list(page, partial(show_job, served=service.backbones))
 
@@ -172,7 +172,7 @@ def show_checkpoint(model: StoredModel) -> CheckpointObject:
     )
 
 
-def _metadata_filter(query: QueryParams) -> dict[str, str]:
+def _parse_metadata_filter(query: QueryParams) -> dict[str, str]:
     """The pairs of `metadata[name]=value`, as the official clients write them."""
     pairs = {name[9:-1]: value for name, value in query.items() if name.startswith("metadata[") and name.endswith("]")}
     if len(pairs) > _MOST_PAIRS or any(len(name) > 64 or len(value) > 512 for name, value in pairs.items()):

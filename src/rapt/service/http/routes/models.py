@@ -116,10 +116,10 @@ def load_tuned_adapters(service: Service, model_ids: Sequence[str], caller: Call
         raise LimitError(
             f"the models of a request must have at most {most} bytes together, got bytes={size}; send several requests"
         )
-    return [_loaded(service, model, caller) for model in models]
+    return [_load_adapter(service, model, caller) for model in models]
 
 
-def _loaded(service: Service, model: StoredModel, caller: Caller) -> Adapter:
+def _load_adapter(service: Service, model: StoredModel, caller: Caller) -> Adapter:
     try:
         return load_tuned(service, model)
     except WireError:
@@ -129,15 +129,17 @@ def _loaded(service: Service, model: StoredModel, caller: Caller) -> Adapter:
 
 
 def _show_base(service: Service, name: str) -> ModelObject:
-    return ModelObject(id=name, created=service.started_at, owned_by="rapt", rapt=_detail(service, name))
+    return ModelObject(id=name, created=service.started_at, owned_by="rapt", rapt=_make_detail(service, name))
 
 
 def show_tuned(service: Service, model: StoredModel) -> ModelObject:
     """A tuned model in the shape of the API, without its card."""
-    return ModelObject(id=model.id, created=model.created_at, owned_by=model.tenant, rapt=_detail(service, model.base))
+    return ModelObject(
+        id=model.id, created=model.created_at, owned_by=model.tenant, rapt=_make_detail(service, model.base)
+    )
 
 
-def _detail(service: Service, base: str) -> ModelDetail:
+def _make_detail(service: Service, base: str) -> ModelDetail:
     backbone = service.backbone(base)
     bundle = backbone.bundle
     return ModelDetail(

@@ -74,7 +74,7 @@ class Spelling:
             return True
         token = None
         if written.choice is not None:
-            token = self._token(written.choice)
+            token = self._make_token(written.choice)
             self._ids.append(written.choice.token_id)
         text = str(self._tokenizer.decode(self._ids))
         if not written.finish and text.endswith(_UNFINISHED):
@@ -90,7 +90,7 @@ class Spelling:
         self._tell(Piece(index=self._index, text=new, token=token, finish=finish))
         return finish is not None
 
-    def _token(self, choice: Choice) -> Token:
+    def _make_token(self, choice: Choice) -> Token:
         return Token(
             text=self._spell(choice.token_id),
             logprob=choice.logprob,
@@ -117,7 +117,7 @@ class _EventStream(StreamingResponse):
     def __init__(
         self, events: AsyncIterator[BaseModel], *, on_end: Callable[[], None], headers: dict[str, str]
     ) -> None:
-        super().__init__(self._lines(events), media_type="text/event-stream", headers=headers)
+        super().__init__(self._iterate_lines(events), media_type="text/event-stream", headers=headers)
         self._on_end = on_end
         self._request_id = "-"
 
@@ -128,7 +128,7 @@ class _EventStream(StreamingResponse):
         finally:
             self._on_end()
 
-    async def _lines(self, events: AsyncIterator[BaseModel]) -> AsyncIterator[bytes]:
+    async def _iterate_lines(self, events: AsyncIterator[BaseModel]) -> AsyncIterator[bytes]:
         try:
             async for event in events:
                 yield b"data: " + event.model_dump_json().encode() + b"\n\n"
