@@ -39,7 +39,7 @@ from rapt.demo.data import pick_public_tweets, pick_tweets
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.vocabulary import Vocabulary, load_vocabulary
 from rapt.service.backbone.opening import load_backbone
-from rapt.service.tuning.tuning_config import default_config
+from rapt.service.tuning.tuning_config import make_default_config
 
 # Exact versions, and what their modules that are used here import; the packages' own lists are longer or empty.
 NEEDED: Final = ("numpy", "pandas", "scipy", "scikit-learn")
@@ -89,7 +89,7 @@ def main() -> None:
         backbone=load_backbone(arguments.model, precision="float32", device="cpu"),
         vocabulary=vocabulary,
         mechanism=mechanism,
-        config=replace(default_config(arguments.method), epochs=arguments.epochs),
+        config=replace(make_default_config(arguments.method), epochs=arguments.epochs),
     )
     found: dict[str, object] = {
         "settings": {name: str(value) for name, value in vars(arguments).items() if not isinstance(value, Path)}

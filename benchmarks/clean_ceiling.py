@@ -31,20 +31,20 @@ from rapt.compare.texts import LabelledTexts
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.tuner import tune
-from rapt.service.tuning.tuning_config import default_config
+from rapt.service.tuning.tuning_config import make_default_config
 from rapt.wire.privatized_file import PrivatizedFile
 
 NAMES = ("negative", "positive")
 HELD_OUT = 2_000
 EVERY_LAYER = ("query", "key", "value", "dense")
 RECIPES = {
-    "prompt": (4_000, 8, default_config("prompt_tuning")),
-    "lora, all": (None, 1, replace(default_config("lora"), epochs=2)),
+    "prompt": (4_000, 8, make_default_config("prompt_tuning")),
+    "lora, all": (None, 1, replace(make_default_config("lora"), epochs=2)),
     "lora every layer, all": (
         None,
         1,
         replace(
-            default_config("lora"),
+            make_default_config("lora"),
             lora_targets=EVERY_LAYER,
             lora_rank=16,
             lora_alpha=32.0,

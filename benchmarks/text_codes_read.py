@@ -27,7 +27,7 @@ from rapt.service.backbone.layout import encode_with_prompts
 from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.tasks import TASKS
 from rapt.service.tuning.tuner import tune as tune_adapter
-from rapt.service.tuning.tuning_config import default_config
+from rapt.service.tuning.tuning_config import make_default_config
 from rapt.wire.code_bundle import project_states
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, Randomness
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
@@ -77,7 +77,7 @@ def prompt_answers(backbone, ids, labels, mechanism, codes, private, *, seed):
         created_by="benchmarks/text_codes_read.py",
     )
     file = PrivatizedFile(manifest=seal_manifest(manifest, records), records=records)
-    config = replace(default_config("prompt_tuning"), prompt_length=4, epochs=4, seed=seed)
+    config = replace(make_default_config("prompt_tuning"), prompt_length=4, epochs=4, seed=seed)
     adapter = tune_adapter(backbone, file, config=config)
     found = []
     for points, places in ((codes, range(len(codes))), (backbone.code.codewords[0], private)):

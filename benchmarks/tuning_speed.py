@@ -38,7 +38,7 @@ import torch
 
 from rapt.service.backbone.layout import embed_with_prompts, lay_out
 from rapt.service.backbone.opening import load_backbone
-from rapt.service.tuning.run import Run, batches_of_epoch
+from rapt.service.tuning.run import Run, list_batches
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningConfig
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, PlainTokens, Randomness
 from rapt.wire.mechanism_setting import MechanismSetting
@@ -98,7 +98,7 @@ class OurSteps:
             epoch, place = divmod(self.run.step - 1, self.run.steps_per_epoch)
             lengths = [len(record.token_ids) for record in self.records]
             size, seed = self.config.batch_size, self.config.seed
-            batches.append(batches_of_epoch(lengths, size=size, seed=seed, epoch=epoch)[place])
+            batches.append(list_batches(lengths, size=size, seed=seed, epoch=epoch)[place])
         seconds = time.process_time() - start
         tokens = sum(len(self.records[position].token_ids) for batch in batches for position in batch)
         return seconds, tokens, batches

@@ -22,7 +22,7 @@ import torch
 from results import machine, publish
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rapt.audit.intervals import independent_share
+from rapt.audit.intervals import compute_independent_share
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.privatizer import Privatizer, find_whole_words
 from rapt.local.randomness import secure_stream
@@ -112,7 +112,7 @@ def main() -> None:
     found = {}
     for name, own in arms.items():
         right = (np.array([score(text) for text in own]) > leaning) == (labels == 1)
-        share = independent_share(right)
+        share = compute_independent_share(right)
         found[name] = {"right": share.value, "low": share.low, "high": share.high, "words_kept": kept[name]}
         print(json.dumps({name: found[name]}), flush=True)
     publish(

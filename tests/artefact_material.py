@@ -12,7 +12,7 @@ from rapt.audit.artefact.membership_attacks import MEMBERSHIP_ATTACKS
 from rapt.audit.artefact.memory import CanaryResult, WordRecovery
 from rapt.audit.artefact.pooled import PooledRelease
 from rapt.audit.artefact.run import ArtefactFindings
-from rapt.audit.intervals import independent_share
+from rapt.audit.intervals import compute_independent_share
 
 
 def membership(tuned_on, *, memory, seed=0):
@@ -37,7 +37,7 @@ def findings() -> ArtefactFindings:
         high=10.0,
         p=1e-5,
     )
-    share = independent_share(np.arange(100) < 61)
+    share = compute_independent_share(np.arange(100) < 61)
     reading = WordRecovery(
         reader="asked",
         tuned_on="clear",
@@ -59,7 +59,7 @@ def findings() -> ArtefactFindings:
         canaries=(canary, replace(canary, tuned_on="privatized", p=0.4)),
         releases=(
             PooledRelease(releases=1, recovered=share, chance=0.05),
-            PooledRelease(releases=30, recovered=independent_share(np.arange(100) < 97), chance=0.05),
+            PooledRelease(releases=30, recovered=compute_independent_share(np.arange(100) < 97), chance=0.05),
         ),
         seed=0,
     )

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 
 from audit_material import markov_chain, markov_texts, privatized_view
-from rapt.audit.intervals import Share, clustered_share
+from rapt.audit.intervals import Share, compute_clustered_share
 from rapt.audit.view import AdversaryView
 from rapt.local.mechanisms import make_mechanism
 from toy_vocabularies import toy_vocabulary
@@ -58,4 +58,6 @@ def exact_posteriors(material: MarkovMaterial) -> np.ndarray:
 def alone(material: MarkovMaterial) -> Share:
     """What is recovered without context, by somebody who knows how frequent every word is in this text."""
     frequency = np.log(np.bincount(material.truth, minlength=WORDS) + 1)
-    return clustered_share((material.evidence + frequency).argmax(axis=1) == material.truth, material.view.lengths)
+    return compute_clustered_share(
+        (material.evidence + frequency).argmax(axis=1) == material.truth, material.view.lengths
+    )

@@ -268,11 +268,11 @@ class RaptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # i
         from rapt.service.adapter.adapter import adapter_to_files
         from rapt.service.backbone.opening import load_backbone
         from rapt.service.tuning.tuner import PROMPT_TUNING, tune
-        from rapt.service.tuning.tuning_config import default_config
+        from rapt.service.tuning.tuning_config import make_default_config
 
         of_texts = self.epsilon is not None
         stands_on = str(self.code if of_texts else self.vocabulary)
-        config = default_config("linear_probing" if of_texts else PROMPT_TUNING)
+        config = make_default_config("linear_probing" if of_texts else PROMPT_TUNING)
         files = adapter_to_files(tune(load_backbone(stands_on), self.privatized_.file, config=config))
         if not of_texts:
             return load_token_model(files, backbone=stands_on)

@@ -88,7 +88,7 @@ class Figure:
     mark: float | None = None
 
 
-def line_style(figure: Figure, place: int) -> str:
+def choose_line_style(figure: Figure, place: int) -> str:
     """Class of a figure's line in the style sheet."""
     return figure.lines[place].style or _STYLES[place % len(_STYLES)]
 
@@ -121,7 +121,7 @@ def draw_curves(figure: Figure) -> str:
         height = spot(left, figure.level)[1]
         parts.append(f'<line class="level" x1="0" x2="100" y1="{height}" y2="{height}"/>')
     for place, line in enumerate(figure.lines):
-        style = escape(line_style(figure, place))
+        style = escape(choose_line_style(figure, place))
         for (x, _), (low, high) in zip(line.points, line.ends, strict=False):
             (at, lower), (_, upper) = spot(x, low), spot(x, high)
             parts.append(f'<line class="{style} ends" x1="{at}" x2="{at}" y1="{lower}" y2="{upper}"/>')

@@ -13,7 +13,7 @@ from rapt.audit.codes.decoder import write_words
 from rapt.audit.codes.desk import Originals
 from rapt.audit.codes.naming import ALPHA, name_texts
 from rapt.audit.codes.readers import Lesson, count_words, see_codes
-from rapt.cli.audit_codes import code_audit_table
+from rapt.cli.audit_codes import format_code_audit
 from rapt.cli.program import run
 from rapt.errors import AuditError, MechanismError, VocabularyError
 from rapt.local.codes.code_privatizer import CodePrivatizer
@@ -175,7 +175,7 @@ def test_a_whole_audit_attacks_words_authors_and_tuned_heads_and_says_what_was_l
         for reader in ("linear", "neural")
     } | {("5 tokens of a text", f"label-aware {reader}") for reader in ("linear", "neural")}
     alone = found.strongest_reader.label_alone
-    assert f"by the label alone, which travels beside the code: {alone:.1%}" in code_audit_table(found)
+    assert f"by the label alone, which travels beside the code: {alone:.1%}" in format_code_audit(found)
     assert [item.releases for item in found.repeated] == [1, 3, 10, 30]
     assert [item.bound for item in found.repeated] == sorted(item.bound for item in found.repeated)
     assert found.authors[0].bound == pytest.approx(np.exp(2) / (np.exp(2) + 1))
@@ -191,13 +191,13 @@ def test_a_whole_audit_attacks_words_authors_and_tuned_heads_and_says_what_was_l
         membership=replace(found.membership, bound=0.98201),
         fit=replace(found.fit, spent=1.239, largest=2.001),
     )
-    table = code_audit_table(close)
+    table = format_code_audit(close)
     for rounded in ("98.1%", "88.1%", "at most 0.983", "at least epsilon = 1.23,", "at most 2.01 could"):
         assert rounded in table
     unlabelled = file_of(mechanism, draw(mechanism, bundle, states)[:100])
     quick = audit_codes(unlabelled, Originals(texts=tuple(texts[:100])), bundle=bundle, encoder=encoder, quick=True)
     assert {item.attack for item in quick.skipped} == {"neural reader", "language model", "authors", "tuned heads"}
-    assert "not run: language model: none was named; give --language-model" in code_audit_table(quick)
+    assert "not run: language model: none was named; give --language-model" in format_code_audit(quick)
 
 
 def test_public_text_teaches_the_readers_and_all_texts_are_read(encoder, bundle, texts, states):

@@ -17,7 +17,7 @@ from rapt.local.vocabulary import load_vocabulary
 from rapt.service.adapter.adapter import save_adapter
 from rapt.service.adapter.methods import LORA
 from rapt.service.backbone.opening import load_backbone
-from rapt.service.tuning.tuning_config import default_config
+from rapt.service.tuning.tuning_config import make_default_config
 
 TINY = ("--model", "bert-tiny", "--eta", 60)
 
@@ -105,7 +105,7 @@ def files(tmp_path: Path, monkeypatch) -> Path:
         backbone=load_backbone("bert-tiny", precision="float32", device="cpu"),
         vocabulary=vocabulary,
         mechanism=make_mechanism("laplace", vocabulary=vocabulary, eta=60.0),
-        config=replace(default_config(LORA), epochs=1),
+        config=replace(make_default_config(LORA), epochs=1),
     )
     texts = read_texts(Path("mine.csv"), vocabulary, text_column="text", label_column="label", longest=64)
     save_adapter(workshop.tune(texts.at(np.arange(24)), seed=1), Path("adapter"))

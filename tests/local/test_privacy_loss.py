@@ -12,12 +12,12 @@ from rapt.local.privacy_loss import (
     PrivacyLoss,
     angle_distribution,
     compose,
-    cosine_cells,
     gamma_survival,
     laplace_loss,
     laplace_losses,
+    make_cosine_cells,
+    make_radius_cells,
     pure_loss,
-    radius_cells,
 )
 
 ALPHA = 1e-6
@@ -91,11 +91,11 @@ def test_the_two_laws_are_far_more_exact_than_the_rounding_they_are_given(dimens
 
 @pytest.mark.parametrize("dimension", [1, 2, 50, 384])
 def test_cells_are_stochastically_below_the_law_that_they_stand_for(dimension):
-    u, masses = radius_cells(dimension)
+    u, masses = make_radius_cells(dimension)
     assert masses.min() >= 0
     assert math.isclose(masses.sum(), 1)
     assert (np.cumsum(masses)[:-1] >= stats.gamma(dimension).cdf(u[1:]) - 1e-13).all()
-    t, masses = cosine_cells(dimension)
+    t, masses = make_cosine_cells(dimension)
     assert masses.min() >= 0
     assert math.isclose(masses.sum(), 1)
     if dimension > 1:
@@ -105,7 +105,7 @@ def test_cells_are_stochastically_below_the_law_that_they_stand_for(dimension):
 
 @pytest.mark.parametrize("dimension", [1, 2, 3, 384])
 def test_the_loss_falls_in_radius_and_in_cosine_and_stays_within_the_pure_bound(dimension):
-    u, t = radius_cells(dimension)[0], cosine_cells(dimension)[0][::32]
+    u, t = make_radius_cells(dimension)[0], make_cosine_cells(dimension)[0][::32]
     values = laplace_losses(u[:, None], t[None, :], reach=7.0)
     assert (np.diff(values, axis=0) <= 1e-9).all()
     assert (np.diff(values, axis=1) <= 1e-9).all()
@@ -132,7 +132,7 @@ def test_delta_is_never_below_the_integral_and_hardly_above_it(dimension, eta, d
 def rounded_down(eta, distance, dimension):
     """A broken twin: the right edge of every cell, and losses rounded down to the grid."""
     reach, step = eta * distance, privacy_loss.choose_loss_step(eta * distance)
-    (u, u_masses), (t, t_masses) = radius_cells(dimension), cosine_cells(dimension)
+    (u, u_masses), (t, t_masses) = make_radius_cells(dimension), make_cosine_cells(dimension)
     values = laplace_losses(np.append(u[1:], u[-1])[:, None], np.append(t[1:], 1.0)[None, :], reach=reach)
     index = np.floor(values / step).astype(int)
     masses = np.bincount((index - index.min()).ravel(), weights=np.outer(u_masses, t_masses).ravel())

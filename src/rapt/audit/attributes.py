@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.audit.attacks.direct import classify_texts
-from rapt.audit.intervals import Share, independent_share
+from rapt.audit.intervals import Share, compute_independent_share
 from rapt.audit.truth import Truth
 from rapt.audit.view import AdversaryView
 from rapt.errors import AuditError, MechanismError
@@ -149,5 +149,7 @@ def infer_attribute(
 def _make_inference(name: str, guesses: NDArray[np.int64], codes: NDArray[np.int64]) -> Inference:
     hits = guesses == codes[:, None]
     each = np.bincount(codes, hits[:, 0]) / np.bincount(codes)
-    several = independent_share(hits[:, :SEVERAL].any(axis=1)) if guesses.shape[1] > SEVERAL else None
-    return Inference(name=name, first=independent_share(hits[:, 0]), of_several=several, balanced=float(each.mean()))
+    several = compute_independent_share(hits[:, :SEVERAL].any(axis=1)) if guesses.shape[1] > SEVERAL else None
+    return Inference(
+        name=name, first=compute_independent_share(hits[:, 0]), of_several=several, balanced=float(each.mean())
+    )

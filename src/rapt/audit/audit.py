@@ -18,8 +18,8 @@ from rapt.audit.judge.scoring import (
     ContextFreeBound,
     TokenScore,
     compute_context_free_bound,
+    compute_unchanged_share,
     score_guess,
-    unchanged_share,
 )
 from rapt.audit.kept_results import KeptResults
 from rapt.audit.language.decoders import WORTH_ASKING, ChosenDecoder
@@ -216,7 +216,7 @@ def audit_view(
                 )
                 reason += language_model.described
             skipped.append(Skipped(attack=name, reason=reason))
-    unchanged = unchanged_share(view=view, truth=truth)
+    unchanged = compute_unchanged_share(view=view, truth=truth)
     insecure = manifest.randomness.insecure_seed is not None
     return AuditReport(
         model=manifest.model,

@@ -18,7 +18,7 @@ from rapt.audit.codes.authors import Linking
 from rapt.audit.codes.desk import CodeDesk, Originals
 from rapt.audit.codes.naming import (
     CANDIDATES,
-    Fit,
+    CodewordFit,
     Naming,
     breaks_bound,
     choose_texts,
@@ -73,7 +73,7 @@ class CodeAudit:
     membership: Membership | None
     canaries: tuple[Canary, ...]
     skipped: tuple[Skipped, ...]
-    fit: Fit
+    fit: CodewordFit
 
     @property
     def strongest_reader(self) -> Reading:

@@ -18,8 +18,8 @@ from rapt.audit.audit import audit_view
 from rapt.audit.formal import measure_formal_side
 from rapt.audit.judge.detail import add_entities, explain_missing_entities
 from rapt.audit.judge.labelled_entities import (
-    LabelledText,
     MissedKind,
+    TextWithEntities,
     add_labelled_entities,
     measure_missed,
     read_labelled_texts,
@@ -399,7 +399,7 @@ def _read_column(plan: AuditPlan, column: str) -> Sequence[str]:
     return [str(record.label) for record in records]
 
 
-def _read_labelled(plan: AuditPlan, path: Path) -> list[LabelledText]:
+def _read_labelled(plan: AuditPlan, path: Path) -> list[TextWithEntities]:
     """The labelled texts, which must be those that the file was made from (`AuditError`)."""
     found = read_labelled_texts(path)
     given = [one.text for one in read_corpus(plan.original, text_column=plan.text_column, label_column=None)]

@@ -31,7 +31,7 @@ class Share:
     clusters: int
 
 
-def clustered_share(hits: NDArray[np.bool_], lengths: NDArray[np.int64]) -> Share | None:
+def compute_clustered_share(hits: NDArray[np.bool_], lengths: NDArray[np.int64]) -> Share | None:
     """The share of hits among all tokens; None when there are no tokens.
 
     Tokens of a record are not independent (a topic, an author), so n tokens hold less information than n. The variance
@@ -61,7 +61,7 @@ def clustered_share(hits: NDArray[np.bool_], lengths: NDArray[np.int64]) -> Shar
     return Share(value=value, low=low, high=high, n=n, clusters=clusters)
 
 
-def independent_share(hits: NDArray[np.bool_]) -> Share:
+def compute_independent_share(hits: NDArray[np.bool_]) -> Share:
     """The share of hits among independent trials, with Wilson's interval."""
     value = float(hits.mean())
     low, high = wilson(value, trials=len(hits), quantile=float(stats.norm.ppf((1 + LEVEL) / 2)))

@@ -24,7 +24,7 @@ from rapt.narration import SILENT, Narrator
 from rapt.service.adapter.adapter import load_adapter
 from rapt.service.adapter.methods import PROMPT_TUNING
 from rapt.service.backbone.opening import load_backbone
-from rapt.service.tuning.tuning_config import default_config
+from rapt.service.tuning.tuning_config import make_default_config
 from rapt.version import __version__
 from rapt.wire.manifest import NO_PLAIN_TOKENS
 from rapt.wire.mechanism_setting import Parameter
@@ -168,7 +168,7 @@ def audit_model(plan: ModelAuditPlan, *, narrator: Narrator = SILENT, cluster: C
         MechanismError: The mechanism is unknown, or its options do not fit.
         TuningError: A model cannot be tuned.
     """
-    config = replace(default_config(plan.method), epochs=plan.epochs, batch_size=plan.batch_size)
+    config = replace(make_default_config(plan.method), epochs=plan.epochs, batch_size=plan.batch_size)
     config = config if plan.learning_rate is None else replace(config, learning_rate=plan.learning_rate)
     shop = Shop(
         model=plan.model,
@@ -225,7 +225,7 @@ def audit_adapter(plan: AdapterAuditPlan, *, narrator: Narrator = SILENT) -> Art
             backbone=backbone,
             vocabulary=vocabulary,
             mechanism=remake_mechanism(card.mechanism, vocabulary=vocabulary, allow_unproved=True),
-            config=default_config(card.method),
+            config=make_default_config(card.method),
             plain_tokens=sent,
         ),
         card,

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from rapt.audit.attacks.desk import Desk, build_lattice
-from rapt.audit.intervals import Share, clustered_share
+from rapt.audit.intervals import Share, compute_clustered_share
 from rapt.audit.language.layout import write_rows
 from rapt.errors import AuditError
 from rapt.whole_files import write_whole
@@ -102,7 +102,7 @@ def score_replies(path: Path, replies: Path) -> tuple[Share, float]:
         for number, tokens in answers.items()
         for place, token in enumerate(tokens)
     ]
-    share = clustered_share(np.array(hits, dtype=bool), np.array([len(tokens) for tokens in answers.values()]))
+    share = compute_clustered_share(np.array(hits, dtype=bool), np.array([len(tokens) for tokens in answers.values()]))
     if share is None:
         raise AuditError("answers must have a token, got none; export the prompts again")
     _, times = np.unique(np.array(true), return_counts=True)

@@ -248,7 +248,7 @@ def audit(
     for kind in report.missed:
         show(f"{kind.kind}: the policy misses {_format_with_interval(kind.missed)}, {kind.whole:.1%} as a whole")
     for result in report.attributes:
-        show("\n" + attribute_table(result))
+        show("\n" + format_attribute(result))
 
 
 def audit_table(found: AuditReport) -> str:
@@ -309,7 +309,7 @@ def _format_with_interval(share: Share) -> str:
     return f"{share.value:.1%} of {share.n:,} ({share.low:.1%} to {share.high:.1%})"
 
 
-def attribute_table(result: AttributeResult) -> str:
+def format_attribute(result: AttributeResult) -> str:
     """How well one column is inferred, for a terminal."""
     several = "" if result.attackers[0].of_several is None else f"{result.attackers[0].of_several.value:.1%}"
     rows = [[f"{attacker.name} attacker", *format_share(attacker.first)] for attacker in result.attackers]

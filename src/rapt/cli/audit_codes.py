@@ -110,10 +110,10 @@ def audit_code_file(
     if as_json:
         show_json(report)
     else:
-        show(code_audit_table(found))
+        show(format_code_audit(found))
 
 
-def code_audit_table(found: CodeAudit) -> str:
+def format_code_audit(found: CodeAudit) -> str:
     """Make the table of what is learned from codes, for a terminal."""
     named = [
         [f"the text, among {item.candidates:,}", *_share(item.first), f"{item.chance:.2%}", _round_up(item.bound)]

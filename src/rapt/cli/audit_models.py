@@ -206,7 +206,7 @@ def _show_report(report: ArtefactReport, *, as_json: bool) -> None:
     else:
         verdict = state_artefact_verdict(report.findings)
         show_finding(verdict.headline + "\n", verdict.severity)
-        show(findings_tables(report.findings))
+        show(format_findings(report.findings))
 
 
 def read_numbers(listed: str, *, option: str, least: int) -> tuple[int, ...]:
@@ -220,7 +220,7 @@ def read_numbers(listed: str, *, option: str, least: int) -> tuple[int, ...]:
     return found
 
 
-def findings_tables(found: ArtefactFindings) -> str:
+def format_findings(found: ArtefactFindings) -> str:
     """Everything that was found, for a terminal."""
     parts = []
     if found.given is not None:

@@ -41,11 +41,11 @@ def demo(
     if as_json:
         show_json({"report": str(out / HTML)} | result.to_json())
     else:
-        show(result_table(result))
+        show(format_results(result))
         show(f"report: {out / HTML}")
 
 
-def result_table(result: DemoResult) -> str:
+def format_results(result: DemoResult) -> str:
     """The runs and the attacks, for a terminal."""
     plan = result.plan
     rows = [[row.name, *format_share(row.accuracy)] for row in result.rows]

@@ -188,7 +188,7 @@ def write_page(
     result: dict[str, Any], *, named: tuple[WordChance, ...], found: tuple[float, tuple[WordChance, ...]] | None
 ) -> list[str]:
     """The result for people."""
-    from rapt.local.statement import table_of_words
+    from rapt.local.statement import format_words
     from rapt.local.text_page import facts, table, wrap
 
     basis = result["basis"]
@@ -230,11 +230,11 @@ def write_page(
         if len(above) > _LINES:
             lines.append(f"  … and {len(above) - _LINES:,} more; --json lists them all")
     if named:
-        lines += ["", "the words you named; one of several tokens stays if all of them do", *table_of_words(named)]
+        lines += ["", "the words you named; one of several tokens stays if all of them do", *format_words(named)]
     if found is not None:
         eta, chances = found
         worst = sorted(chances, key=lambda chance: -chance.kept)[:_LINES]
         goal = f"{100 * result['largest_eta']['target']:g} %"
         lines += ["", f"η = {eta:g} is the largest at which each word of the list stays less often than {goal}"]
-        lines += table_of_words(worst)
+        lines += format_words(worst)
     return lines

@@ -49,7 +49,7 @@ from rapt.service.answers.prediction import classify, row_of
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.tuner import tune
-from rapt.service.tuning.tuning_config import default_config
+from rapt.service.tuning.tuning_config import make_default_config
 from rapt.wire.code_bundle import CodeBundle
 from rapt.wire.privatized_file import PrivatizedFile
 
@@ -200,7 +200,7 @@ class CrowdBench:
             others, _ = self._set_apart(cell, texts)
             file = self._release(others, epsilon=cell.epsilon, seed=_TRAINING + cell.seed)
             assert self.codebook is not None
-            config = replace(default_config(LINEAR_PROBING), seed=cell.seed)
+            config = replace(make_default_config(LINEAR_PROBING), seed=cell.seed)
             self._tuned.clear()
             self._tuned[key] = tune(self.codebook, file, config=config)
         return self._tuned[key]

@@ -34,7 +34,7 @@ from rapt.local.codes.code_privatizer import read_code
 from rapt.local.own_model import LEAST_TEXTS
 from rapt.service.adapter.methods import LINEAR_PROBING, LORA, METHODS, PROMPT_TUNING
 from rapt.service.backbone.noise_expected import SOFT_EMBEDDINGS
-from rapt.service.tuning.tuning_config import ReconstructionConfig, TuningConfig, default_config
+from rapt.service.tuning.tuning_config import ReconstructionConfig, TuningConfig, make_default_config
 from rapt.wire.mechanism_setting import Parameter, check_epsilon
 from rapt.wire.privatized_file import PrivatizedFile
 
@@ -403,7 +403,7 @@ class ComparisonPlan:
         Raises:
             TuningError: A field cannot be trained with.
         """
-        start = default_config(self.method)
+        start = make_default_config(self.method)
         return TuningConfig(
             method=self.method,
             reparametrization=start.reparametrization,

@@ -125,7 +125,7 @@ class Difference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attack:
+class StrongestAttack:
     """The strongest attack at an η, or at an ε of a whole text; the fields are those of `AttackRow`."""
 
     eta: float | None
@@ -188,7 +188,7 @@ class Summary:
 
     accuracies: tuple[Accuracy, ...]
     differences: tuple[Difference, ...]
-    attacks: tuple[Attack, ...]
+    attacks: tuple[StrongestAttack, ...]
     most_frequent_label: Mean | None = None
     home_wins: tuple[HomeWin, ...] = ()
 
@@ -321,6 +321,6 @@ def _make_table(runs: dict[int, ModelRow], seeds: Sequence[int]) -> NDArray[np.f
     return np.stack([np.array(runs[seed].right) / runs[seed].privatizations for seed in seeds])
 
 
-def _attack(row: AttackRow) -> Attack:
-    same = {item.name: getattr(row, item.name) for item in fields(Attack) if item.name != "name"}
-    return Attack(name=row.strongest, **same)
+def _attack(row: AttackRow) -> StrongestAttack:
+    same = {item.name: getattr(row, item.name) for item in fields(StrongestAttack) if item.name != "name"}
+    return StrongestAttack(name=row.strongest, **same)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from rapt.compare.plan import ARMS
-from rapt.compare.summary import Accuracy, Attack, Difference, Mean, Summary
+from rapt.compare.summary import Accuracy, Difference, Mean, StrongestAttack, Summary
 from rapt.local.distances import TableDistances
 from rapt.local.text_page import ceil_nats
 from rapt.severity import Severity, find_worst, weigh_attack
@@ -68,7 +68,7 @@ def list_attacks(summary: Summary) -> list[list[str]]:
     return lines
 
 
-def weigh_exposure(item: Attack) -> Severity:
+def weigh_exposure(item: StrongestAttack) -> Severity:
     """Severity of what a setting gives away: its words, and which text among others it is where that was tried."""
     weighed = [weigh_attack(item.recovered, blind=item.blind or 0.0)]
     if item.linked is not None and item.candidates:

@@ -22,7 +22,7 @@ import numpy as np
 
 from rapt.audit.audit import AuditReport
 from rapt.audit.code_audit import CodeAudit
-from rapt.audit.intervals import independent_share
+from rapt.audit.intervals import compute_independent_share
 from rapt.audit.report import HTML, JSON, write_report
 from rapt.audit.report.values import Example, Fact, Report, Utility, UtilityRow
 from rapt.command_line import rebuild_command
@@ -248,7 +248,7 @@ def run_demo(
 
 def score_answers(plan: DemoPlan, name: str, answers: Sequence[str], truth: Sequence[str]) -> UtilityRow:
     """The accuracy of one way to tune, with Wilson's interval over the queries."""
-    accuracy = independent_share(np.array(answers) == np.array(truth))
+    accuracy = compute_independent_share(np.array(answers) == np.array(truth))
     return UtilityRow(name=name, accuracy=accuracy, seeds=(plan.seed,), note=_NOTES.get(name, ""))
 
 

@@ -253,7 +253,7 @@ def teach_reader(
     held = min(MOST_HELD_OUT, len(texts.tokens) // 20 + 1)
     held_out, training = texts.part(slice(held)), texts.part(slice(held, None))
     levels = [one.measure_attenuation(training.codes[:MOST_PLAIN]) for one in mechanisms]
-    lesson = Lesson(backbone, code=code, mechanisms=mechanisms, attenuations=levels, plan=plan)
+    lesson = TaughtReader(backbone, code=code, mechanisms=mechanisms, attenuations=levels, plan=plan)
     states, held_states = (lesson.states_in_clear(part.tokens) for part in (training, held_out))
     steps = math.ceil(plan.epochs * len(training.tokens) / plan.batch_size)
     trainer = Trainer([ParameterGroup(dict(lesson.network.named_parameters()), plan.learning_rate)])
@@ -280,7 +280,7 @@ def teach_reader(
     )
 
 
-class Lesson:
+class TaughtReader:
     """A network that is taught, in its place before a frozen backbone."""
 
     def __init__(
@@ -383,7 +383,7 @@ class Lesson:
 
 @torch.no_grad()
 def _measure(
-    lesson: Lesson, mechanism: SubsetMechanism, texts: CodedTexts, states: Tensor, *, rng: np.random.Generator
+    lesson: TaughtReader, mechanism: SubsetMechanism, texts: CodedTexts, states: Tensor, *, rng: np.random.Generator
 ) -> ReaderMeasure:
     """The loss on held-out texts with their own codes, and with the code of the text before."""
     words = mechanism.privatize(texts.codes, rng=rng)

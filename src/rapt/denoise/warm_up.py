@@ -40,7 +40,7 @@ from rapt.service.adapter.task_head import pool_text
 from rapt.service.backbone.architectures import ARCHITECTURES, Architecture
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.layout import Layout, encode_with_prompts, lay_out
-from rapt.service.backbone.noise_expected import CARD, SCHEMA, SOFT_EMBEDDINGS, soft_embeddings_file
+from rapt.service.backbone.noise_expected import CARD, SCHEMA, SOFT_EMBEDDINGS, make_soft_embeddings_file
 from rapt.service.backbone.opening import Precision, load_backbone
 from rapt.training import Losses, ParameterGroup, Trainer, back_propagate, batch_by_length, scale_rate
 from rapt.version import __version__
@@ -196,7 +196,7 @@ def save_denoised(
     files = {path.name: path.read_bytes() for path in source.glob("*.json") if path.is_file()}
     files[_WEIGHTS] = save_tensors(weights, metadata={"format": "pt"})
     if student.soft_embeddings is not None:
-        files[SOFT_EMBEDDINGS] = soft_embeddings_file(student.soft_embeddings)
+        files[SOFT_EMBEDDINGS] = make_soft_embeddings_file(student.soft_embeddings)
     files[CARD] = _make_card_file(card)
     _write(folder, files, vocabulary_hash=student.teacher.bundle.hash)
 

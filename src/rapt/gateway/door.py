@@ -58,7 +58,7 @@ def make_program_key(path: Path) -> str:
     return key
 
 
-class Door:
+class GatewayDoor:
     """Lets a request of a program in, or refuses it."""
 
     def __init__(self, app: ASGIApp, *, key: str, open_paths: Collection[str] = ()) -> None:

@@ -18,7 +18,7 @@ from starlette.routing import BaseRoute
 from rapt.errors import RaptError, UsageError
 from rapt.gateway.answers import Answers
 from rapt.gateway.asking import Asking
-from rapt.gateway.door import Door
+from rapt.gateway.door import GatewayDoor
 from rapt.gateway.holdings import Holdings
 from rapt.gateway.models import Models, RefusedByService
 from rapt.gateway.refusals import answer_error, make_error
@@ -44,7 +44,7 @@ def create_gateway(
     key: str,
     pages: Sequence[BaseRoute] = (),
     open_paths: Collection[str] = (),
-) -> Door:
+) -> GatewayDoor:
     """Put the gateway together.
 
     Args:
@@ -65,7 +65,7 @@ def create_gateway(
     return _assemble(upstream, routes, key=key, open_paths=open_paths)
 
 
-def create_word_gateway(upstream: Upstream, rewrite: Rewrite, *, policy: Policy | None, key: str) -> Door:
+def create_word_gateway(upstream: Upstream, rewrite: Rewrite, *, policy: Policy | None, key: str) -> GatewayDoor:
     """Put a gateway together that sends words to any service with OpenAI's routes.
 
     Args:
@@ -77,7 +77,9 @@ def create_word_gateway(upstream: Upstream, rewrite: Rewrite, *, policy: Policy 
     return _assemble(upstream, WordAsking(upstream, rewrite, Answers(policy)).routes(), key=key)
 
 
-def _assemble(upstream: Upstream, routes: Sequence[BaseRoute], *, key: str, open_paths: Collection[str] = ()) -> Door:
+def _assemble(
+    upstream: Upstream, routes: Sequence[BaseRoute], *, key: str, open_paths: Collection[str] = ()
+) -> GatewayDoor:
     @asynccontextmanager
     async def live(_app: Starlette) -> AsyncIterator[None]:
         yield
@@ -95,7 +97,7 @@ def _assemble(upstream: Upstream, routes: Sequence[BaseRoute], *, key: str, open
         lifespan=live,
     )
     app.router.redirect_slashes = False
-    return Door(app, key=key, open_paths=open_paths)
+    return GatewayDoor(app, key=key, open_paths=open_paths)
 
 
 async def _answer_known(_request: Request, error: Exception) -> Response:
@@ -168,7 +170,7 @@ class _Server(uvicorn.Server):
         self._on_ready(self)
 
 
-def serve_on(listener: socket.socket, app: Door, *, on_ready: Callable[[uvicorn.Server], None]) -> None:
+def serve_on(listener: socket.socket, app: GatewayDoor, *, on_ready: Callable[[uvicorn.Server], None]) -> None:
     """Serve until a signal, or until somebody sets `should_exit` of what `on_ready` was given."""
     log_to_stderr()
     config = uvicorn.Config(

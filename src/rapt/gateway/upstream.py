@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from rapt.errors import BusyError, ServiceError, UnavailableError, WireError
 from rapt.gateway.refusals import answer_error, make_error
 from rapt.local.client.connection import NO_ANSWER, Connection
-from rapt.local.client.objects import not_understood, read_refusal
+from rapt.local.client.objects import make_answer_error, read_refusal
 from rapt.wire.strict_json import parse_json
 
 _MOST: Final = 64 * 2**20
@@ -39,7 +39,7 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True)
-class Answer:
+class ServiceAnswer:
     """An answer of the service, read to its end."""
 
     status: int
@@ -55,7 +55,7 @@ class Answer:
         """Read the JSON object that it holds (`ServiceError` for another thing)."""
         value = _parse(self.content)
         if not isinstance(value, dict):
-            raise not_understood()
+            raise make_answer_error()
         return value
 
 
@@ -98,7 +98,7 @@ class Upstream:
         params: Mapping[str, str | int] | None = None,
         file: bytes | None = None,
         key: str | None = None,
-    ) -> Answer:
+    ) -> ServiceAnswer:
         """Send one request; again where that is harmless, and the connection was lost or the service is busy for now.
 
         Args:
@@ -120,7 +120,7 @@ class Upstream:
             try:
                 response = await self._send(request, repeatable=repeatable)
                 try:
-                    return Answer(response.status_code, response.headers, await _read(response))
+                    return ServiceAnswer(response.status_code, response.headers, await _read(response))
                 finally:
                     await response.aclose()
             except NO_ANSWER as error:
@@ -140,7 +140,7 @@ class Upstream:
                 response = await self._send(self._make_request("POST", path, json, None, None, None), repeatable=True)
                 held.push_async_callback(response.aclose)
                 if not response.is_success:
-                    return pass_answer(Answer(response.status_code, response.headers, await _read(response)))
+                    return pass_answer(ServiceAnswer(response.status_code, response.headers, await _read(response)))
             except NO_ANSWER as error:
                 raise _make_no_answer_error(error) from None
             return _Events(response, held.pop_all(), change)
@@ -207,7 +207,7 @@ class _Events(StreamingResponse):
             yield b"data: " + bytes(answer_error(known).body) + b"\n\ndata: [DONE]\n\n"
 
 
-def pass_answer(answer: Answer) -> Response:
+def pass_answer(answer: ServiceAnswer) -> Response:
     """Return an answer of the service for the program; of a refusal what is in it by name."""
     if answer.is_success:
         kind = answer.headers.get("content-type", "")
@@ -234,7 +234,7 @@ def pass_answer(answer: Answer) -> Response:
 
 async def _read(response: httpx2.Response) -> bytes:
     if response.headers.get("content-encoding", "identity") != "identity":
-        raise not_understood()
+        raise make_answer_error()
     content = bytearray()
     async for chunk in response.aiter_raw():
         content += chunk

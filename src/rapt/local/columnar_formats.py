@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from rapt.errors import CorpusError, UsageError, name_record
-from rapt.local.corpus_formats import Columns, Findings, Reading, Row, is_empty
+from rapt.local.corpus_formats import Columns, Findings, ReadingProgress, Row, is_empty
 from rapt.local.separated_formats import explain_missing_column
 
 _BATCH_ROWS: Final = 512
@@ -209,7 +209,7 @@ def _make_plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (str, int)) else str(value)
 
 
-def _iterate_counted(batches: Iterator[Any], reading: Reading) -> Iterator[Any]:
+def _iterate_counted(batches: Iterator[Any], reading: ReadingProgress) -> Iterator[Any]:
     for batch in batches:
         reading.done += batch.num_rows
         yield batch

@@ -21,7 +21,7 @@ from rapt.arguments import check_arguments
 from rapt.cluster import Cluster
 from rapt.errors import BudgetError, CorpusError, UsageError, WireError, name_record
 from rapt.local.corpus_check import CorpusCheck, check_corpus, join_rows, joins_pairs, read_rows
-from rapt.local.corpus_formats import Columns, FileFormat, Findings, LabelledText, Reading, Row, find_source
+from rapt.local.corpus_formats import Columns, FileFormat, Findings, LabelledText, ReadingProgress, Row, find_source
 from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.ledger import Ledger
 from rapt.local.ledger_place import refuse_ledger_files
@@ -55,7 +55,7 @@ from rapt.wire.privatized_writer import name_partial, read_unfinished_manifest, 
 
 ONE_TEXT: Final = PartColumns()
 
-__all__ = ["CorpusCheck", "LabelledText", "Reading", "privatize_corpus", "read_corpus"]
+__all__ = ["CorpusCheck", "LabelledText", "ReadingProgress", "privatize_corpus", "read_corpus"]
 
 
 @check_arguments
@@ -68,7 +68,7 @@ def read_corpus(
     delimiter: str | None = None,
     header: bool = True,
     skip_empty: bool = False,
-    reading: Reading | None = None,
+    reading: ReadingProgress | None = None,
     policy: Policy | None = None,
 ) -> Generator[LabelledText, None, None]:
     """The records of a file, one at a time. Blank lines are allowed at its end only.
@@ -103,7 +103,7 @@ def read_corpus(
             f"text and label must be different columns, got {text_column!r} for both; labels leave in clear"
         )
     columns = Columns(texts=(text_column,), label=label_column, header=header, skip_empty=skip_empty)
-    found = Findings(reading=Reading() if reading is None else reading, separator=delimiter)
+    found = Findings(reading=ReadingProgress() if reading is None else reading, separator=delimiter)
     # Closed here, not by the garbage collector: an error keeps what it came through alive, an open file too.
     with closing(read_rows(source, columns, file_format=kind, found=found)) as rows:
         for row in rows:
@@ -161,7 +161,7 @@ def privatize_corpus(
     cluster: Cluster | None = None,
     on_checked: Callable[[CorpusCheck], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-    reading: Reading | None = None,
+    reading: ReadingProgress | None = None,
 ) -> Manifest:
     """Write the privatized file of a corpus; returns its manifest.
 
@@ -285,7 +285,9 @@ def privatize_corpus(
     under = keep_policy(name_partial(target), privatizer, begun=begun is not None)
     with under, ExitStack() as opened, unfinished as writer:
         account = opened.enter_context(ledger()) if callable(ledger) else ledger
-        found = replace(check.found, reading=Reading() if reading is None else reading, collects=False, skipped=0)
+        found = replace(
+            check.found, reading=ReadingProgress() if reading is None else reading, collects=False, skipped=0
+        )
         rows = opened.enter_context(closing(read_rows(source, columns, file_format=kind, found=found)))
         read = join_rows(rows) if joined else rows
         texts = _index_labels(read, None if names is None else index, parts=parts)

@@ -40,7 +40,7 @@ class LabelledText:
 
 
 @dataclass
-class Reading:
+class ReadingProgress:
     """How far a source has been read, for whoever shows progress; the reader moves it.
 
     Attributes:
@@ -113,7 +113,7 @@ class Findings:
         packed: Whether the file is compressed.
     """
 
-    reading: Reading = field(default_factory=Reading)
+    reading: ReadingProgress = field(default_factory=ReadingProgress)
     collects: bool = False
     separator: str | None = None
     guessed: bool = False

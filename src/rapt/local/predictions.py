@@ -17,7 +17,7 @@ from typing import IO, Any, Final
 from rapt.arguments import check_arguments
 from rapt.errors import CorpusError, UsageError, WireError
 from rapt.local.client import ServiceClient
-from rapt.local.client.objects import Prediction, not_understood, read_prediction
+from rapt.local.client.objects import Prediction, make_answer_error, read_prediction
 from rapt.narration import SILENT, Narrator
 from rapt.whole_files import check_target, free_name, open_alone, write_whole
 from rapt.wire.manifest import Manifest
@@ -113,7 +113,7 @@ def predict_file(
         try:
             for part in client.classify_in_parts(model, queries, first=len(found)):
                 if any(len(item.probabilities) != len(card.labels) for item in part):
-                    raise not_understood()
+                    raise make_answer_error()
                 found += part
                 if kept is None:
                     on_rows(make_rows(part, card.labels, beside, first=len(found) - len(part)))

@@ -119,8 +119,8 @@ def laplace_loss(*, eta: float, distance: float, dimension: int, step: float | N
     step = choose_loss_step(reach) if step is None else step
     if reach == 0:
         return PrivacyLoss(step=step, first=0, masses=np.ones(1), tail=0.0, bound=0.0)
-    radii, radius_masses = radius_cells(dimension)
-    cosines, cosine_masses = cosine_cells(dimension)
+    radii, radius_masses = make_radius_cells(dimension)
+    cosines, cosine_masses = make_cosine_cells(dimension)
     first = math.floor(-reach / step)
     masses = np.zeros(math.ceil(reach / step) + 1 - first)
     for start in range(0, len(radii), _ROWS_AT_ONCE):
@@ -200,7 +200,7 @@ def laplace_losses(u: NDArray[np.float64], t: NDArray[np.float64], *, reach: flo
     return loss
 
 
-def radius_cells(dimension: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def make_radius_cells(dimension: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Values and masses of a u' that is stochastically at most u ~ Gamma(d, 1)."""
     # √u has a standard deviation of about 1/2 in every dimension.
     root = math.sqrt(dimension)
@@ -210,7 +210,7 @@ def radius_cells(dimension: int) -> tuple[NDArray[np.float64], NDArray[np.float6
     return np.concatenate(([0.0], edges)), masses
 
 
-def cosine_cells(dimension: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def make_cosine_cells(dimension: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Values and masses of a t' that is stochastically at most the cosine of a uniform direction to a fixed one."""
     if dimension == 1:
         return np.array([-1.0, 1.0]), np.array([0.5, 0.5])

@@ -207,7 +207,7 @@ class PrivacyStatement:
         if self.word_pairs:
             lines += ["", "The words you named", *self._format_table(self.word_pairs)]
         if self.words:
-            lines += ["", "How often they stay as they are", *table_of_words(self.words)]
+            lines += ["", "How often they stay as they are", *format_words(self.words)]
         lines += ["", "A text in which every token is another one", *self._format_table(self.texts)]
         if self.kinds:
             lines += ["", "How often a token stays as it is, by kind", *_format_table_of_kinds(self.kinds)]
@@ -331,7 +331,7 @@ def _share(found: UnchangedShare) -> str:
     return f"{100 * found.share:.1f} % stay ({how}{between}), over {found.basis}"
 
 
-def table_of_words(words: Sequence[WordChance]) -> list[str]:
+def format_words(words: Sequence[WordChance]) -> list[str]:
     """How often words stay, as the lines of a table."""
     return table(
         ("", "tokens", "stays", "95 % interval", "draws"),

@@ -27,7 +27,7 @@ from rapt.gateway.releases import Releases
 from rapt.gateway.training_files import TrainingSetting
 from rapt.gateway.upstream import Upstream
 from rapt.local.client import ServiceClient
-from rapt.local.client.objects import not_understood, read_prediction
+from rapt.local.client.objects import make_answer_error, read_prediction
 from rapt.local.in_memory import state_manifest
 from rapt.local.ledger_report import summarize_ledger
 from rapt.local.policy.policy_privatizer import PolicyPrivatizer
@@ -267,7 +267,7 @@ def _read_answer(content: bytes, *, chooses: bool) -> dict[str, Any]:
             return {"labels": labels, "probabilities": odds}
     except (WireError, KeyError, ValueError, TypeError):
         pass
-    raise not_understood()
+    raise make_answer_error()
 
 
 async def _read(request: Request, known: Mapping[str, Check]) -> dict[str, Any]:

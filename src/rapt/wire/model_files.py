@@ -66,7 +66,7 @@ def find_eligible_ids(tokenizer_json: bytes, *, rows: int) -> NDArray[np.int64]:
             elif 0 <= token_id < rows:
                 kept.add(token_id)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        raise not_a_tokenizer() from None
+        raise make_tokenizer_error() from None
     if not kept:
         raise VocabularyError(f"a vocabulary must have at least one eligible token, got rows={rows} and none eligible")
     return np.array(sorted(kept), dtype=np.int64)
@@ -87,7 +87,7 @@ def check_sizes(tokenizer_json: bytes, *, rows: int) -> None:
         beyond = sum(token_id >= rows and not added.get(token_id, False) for token_id in ids)
         tokens = max(ids, default=-1) + 1
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        raise not_a_tokenizer() from None
+        raise make_tokenizer_error() from None
     if beyond or 2 * tokens < rows:
         raise VocabularyError(
             f"a tokenizer must fit its embedding table, got ids up to {tokens - 1} for {rows} rows; "
@@ -104,7 +104,7 @@ def count_special_tokens(tokenizer_json: bytes) -> int:
     try:
         return _count_around(_parse(tokenizer_json).get("post_processor"))
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise not_a_tokenizer() from None
+        raise make_tokenizer_error() from None
 
 
 def find_control_ids(tokenizer_json: bytes) -> tuple[frozenset[int], int | None]:
@@ -121,7 +121,7 @@ def find_control_ids(tokenizer_json: bytes) -> tuple[frozenset[int], int | None]
         if unknown is None and model.get("unk_token") is not None:
             unknown = dict(_list_tokens(model["vocab"])).get(model["unk_token"])
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        raise not_a_tokenizer() from None
+        raise make_tokenizer_error() from None
     return frozenset(special - {unknown}), unknown
 
 
@@ -153,7 +153,7 @@ def make_tokenizer(tokenizer_json: bytes, *, model: str | None = None) -> Tokeni
         with catch_panic():
             tokenizer = Tokenizer.from_str(tokenizer_json.decode("utf-8"))
     except Exception:  # the library raises plain Exception, and its message may hold a text
-        raise not_a_tokenizer(model) from None
+        raise make_tokenizer_error(model) from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -163,13 +163,13 @@ def _parse(tokenizer_json: bytes) -> dict[str, Any]:
     try:
         value = json.loads(tokenizer_json)
     except (ValueError, RecursionError):
-        raise not_a_tokenizer() from None
+        raise make_tokenizer_error() from None
     if not isinstance(value, dict) or not isinstance(value.get("model"), dict):
-        raise not_a_tokenizer()
+        raise make_tokenizer_error()
     return value
 
 
-def not_a_tokenizer(model: str | None = None) -> VocabularyError:
+def make_tokenizer_error(model: str | None = None) -> VocabularyError:
     """The error of a damaged `tokenizer.json`, for the caller to raise."""
     of = "" if model is None else f" of model={model!r}"
     return VocabularyError(f"tokenizer.json{of} must be a Hugging Face tokenizer; take it from the model again")

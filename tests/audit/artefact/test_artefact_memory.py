@@ -7,13 +7,13 @@ import pytest
 
 from rapt.audit.artefact.membership import MembershipResult, play_membership
 from rapt.audit.artefact.memory import find_canaries, mark_member_words, rare_words, read_words
-from rapt.audit.artefact.workshop import Models, TokenTexts, Workshop, make_tuning_file, privatize, tune_models
+from rapt.audit.artefact.workshop import TokenTexts, TrainedModels, Workshop, make_tuning_file, privatize, tune_models
 from rapt.errors import AuditError
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.adapter.methods import LORA, PROMPT_TUNING
 from rapt.service.backbone.opening import load_backbone
-from rapt.service.tuning.tuning_config import default_config
+from rapt.service.tuning.tuning_config import make_default_config
 from significance import ALPHA
 
 TEXTS, MODELS, EPOCHS = 48, 5, 16
@@ -35,7 +35,7 @@ def workshop():
         backbone=load_backbone("bert-tiny", precision="float32", device="cpu"),
         vocabulary=load_vocabulary("bert-tiny"),
         mechanism=None,
-        config=replace(default_config(LORA), epochs=EPOCHS, batch_size=24, learning_rate=0.005),
+        config=replace(make_default_config(LORA), epochs=EPOCHS, batch_size=24, learning_rate=0.005),
     )
 
 
@@ -64,7 +64,9 @@ def test_models_are_not_accused_of_texts_that_they_never_had(workshop, models):
     # The same models, asked about other texts, of which a coin says who is called a member.
     strangers = random_texts(workshop.vocabulary, seed=1)
     coins = np.random.default_rng(2).random(models.members.shape) < 0.5
-    found = play_membership(workshop, Models(adapters=models.adapters, members=coins), strangers, privatized=False)
+    found = play_membership(
+        workshop, TrainedModels(adapters=models.adapters, members=coins), strangers, privatized=False
+    )
     assert all(score.p > ALPHA for score in scores(found).values())
     assert scores(found)["lira_online"].auc.value < 0.65
 
@@ -80,7 +82,7 @@ def test_words_of_the_training_are_told_from_words_of_other_texts(workshop, mode
 def test_words_are_not_read_that_were_never_there(workshop, models):
     strangers = random_texts(workshop.vocabulary, seed=1, texts=20)
     coins = np.random.default_rng(2).random((MODELS, 20)) < 0.5
-    (found,) = read_words(workshop, Models(adapters=models.adapters, members=coins), strangers)
+    (found,) = read_words(workshop, TrainedModels(adapters=models.adapters, members=coins), strangers)
     assert found.score.p > ALPHA
 
 
@@ -121,7 +123,7 @@ def test_a_prompt_is_tuned_and_read_through_a_mechanism(workshop, texts):
     noisy = replace(
         workshop,
         mechanism=make_mechanism("laplace", vocabulary=workshop.vocabulary, eta=5.0),
-        config=replace(default_config(PROMPT_TUNING), epochs=1),
+        config=replace(make_default_config(PROMPT_TUNING), epochs=1),
     )
     few = texts.at(np.arange(32))
     models = tune_models(noisy, few, models=3, seed=0)

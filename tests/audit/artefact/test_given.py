@@ -15,7 +15,7 @@ from rapt.local.mechanisms import make_mechanism
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.adapter.methods import LORA
 from rapt.service.backbone.opening import load_backbone
-from rapt.service.tuning.tuning_config import ReconstructionConfig, default_config
+from rapt.service.tuning.tuning_config import ReconstructionConfig, make_default_config
 from rapt.wire.manifest import PlainTokens
 from significance import ALPHA
 
@@ -43,7 +43,7 @@ def workshop(vocabulary):
         backbone=load_backbone("bert-tiny", precision="float32", device="cpu"),
         vocabulary=vocabulary,
         mechanism=make_mechanism("laplace", vocabulary=vocabulary, eta=400.0),  # hardly a token changes
-        config=replace(default_config(LORA), epochs=16, batch_size=20, learning_rate=0.005),
+        config=replace(make_default_config(LORA), epochs=16, batch_size=20, learning_rate=0.005),
     )
 
 

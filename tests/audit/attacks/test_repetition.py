@@ -10,7 +10,7 @@ from audit_material import privatized_view, public_of, scattered_vocabulary, sev
 from rapt.audit.attacks.desk import Desk
 from rapt.audit.attacks.questions import name_aligned, name_repeated
 from rapt.audit.audit import audit_view
-from rapt.audit.intervals import independent_share
+from rapt.audit.intervals import compute_independent_share
 from rapt.audit.judge.questions import count_repeats, score_repeated
 from rapt.local.mechanisms import make_mechanism
 from significance import ALPHA
@@ -82,7 +82,7 @@ def test_the_more_releases_the_more_is_named_and_noise_alone_names_nothing(mecha
         true = rng.choice(SIZE, 300, p=zipf_prior(SIZE).probabilities)
         copies = made.privatize(np.repeat(true, 30), rng=rng).reshape(-1, 30)
         guess = name_aligned(desk_of(vocabulary, eta=eta, mechanism=mechanism), copies, counts=(1, 10, 30))
-        return [independent_share(guess[count] == true) for count in (1, 10, 30)]
+        return [compute_independent_share(guess[count] == true) for count in (1, 10, 30)]
 
     one, ten, thirty = named(4.0)
     assert one.high < ten.low

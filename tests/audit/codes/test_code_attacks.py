@@ -22,7 +22,7 @@ from rapt.audit.codes.naming import (
     name_texts,
 )
 from rapt.audit.codes.readers import Lesson, count_words, fit_linear, fit_neural, read_words, see_codes
-from rapt.audit.intervals import independent_share
+from rapt.audit.intervals import compute_independent_share
 from rapt.local.codes.subset import SubsetMechanism
 from rapt.local.codes.text_statement import bound_guess
 
@@ -49,10 +49,14 @@ def test_a_belief_is_bounded_as_a_guess_among_many_is():
 
 @pytest.mark.parametrize(("n", "bound"), [(50, 0.5), (1000, 0.02), (200, 0.9)])
 def test_trials_within_their_bound_are_accused_less_often_than_agreed(n, bound):
-    accused = [hits for hits in range(n + 1) if breaks_bound(independent_share(np.arange(n) < hits), bound=bound)]
+    accused = [
+        hits for hits in range(n + 1) if breaks_bound(compute_independent_share(np.arange(n) < hits), bound=bound)
+    ]
     assert stats.binom.sf(min(accused) - 1, n, bound) < ALPHA if accused else bound > 0.9
     assert accused == list(range(n + 1))[-len(accused) :]
-    assert breaks_bound(independent_share(np.ones(n, dtype=bool)), bound=bound) == (n * -np.log(bound) > -np.log(ALPHA))
+    assert breaks_bound(compute_independent_share(np.ones(n, dtype=bool)), bound=bound) == (
+        n * -np.log(bound) > -np.log(ALPHA)
+    )
 
 
 def test_bits_are_the_information_between_a_text_and_its_release():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from audit_material import privatized_view, scattered_vocabulary, view_of
-from rapt.audit.judge.scoring import score_guess, unchanged_share
+from rapt.audit.judge.scoring import compute_unchanged_share, score_guess
 from rapt.audit.view import Guess
 from rapt.errors import AuditError
 
@@ -42,7 +42,7 @@ def test_an_attacker_who_is_told_what_changed_strikes_out_what_he_sees(scored):
 
 def test_unchanged_tokens_by_hand(vocabulary):
     view, truth = view_of(vocabulary, TRUE, SEEN, eta=2.0)
-    assert unchanged_share(view=view, truth=truth).value == 0.5
+    assert compute_unchanged_share(view=view, truth=truth).value == 0.5
 
 
 def test_a_file_in_which_nothing_changed_has_no_score_for_changed_tokens(vocabulary):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from markov_language import alone, exact_posteriors, markov_material
-from rapt.audit.intervals import clustered_share
+from rapt.audit.intervals import compute_clustered_share
 from rapt.audit.language.search import ENDED, search_beam, sweep
 from rapt.errors import AuditError
 
@@ -45,7 +45,7 @@ def guesses(material, *, steps, beams=64, later=9):
 def test_a_beam_with_the_true_steps_reaches_the_optimum_of_a_markov_source(eta):
     material = markov_material(eta=eta)
     best = (exact_posteriors(material).argmax(axis=1) == material.truth).mean()
-    ours = clustered_share(
+    ours = compute_clustered_share(
         guesses(material, steps=material.steps).argmax(axis=1) == material.truth, material.view.lengths
     )
     assert ours.low <= best <= ours.high
@@ -57,7 +57,7 @@ def test_a_beam_that_reads_the_steps_backwards_misses_it(seed):
     material = markov_material(eta=3.0, seed=seed)
     best = (exact_posteriors(material).argmax(axis=1) == material.truth).mean()
     found = guesses(material, steps=material.steps.T, beams=16)
-    assert clustered_share(found.argmax(axis=1) == material.truth, material.view.lengths).high < best
+    assert compute_clustered_share(found.argmax(axis=1) == material.truth, material.view.lengths).high < best
 
 
 def test_one_reading_is_kept_where_one_is_asked_for_and_the_best_by_hand():
@@ -124,7 +124,7 @@ def test_sweeps_with_the_true_conditionals_reach_the_optimum_of_a_markov_source(
     material = markov_material(eta=eta)
     best = exact_posteriors(material)
     found = swept(material, steps=material.steps, sweeps=60, first_kept=10)
-    ours = clustered_share(found.argmax(axis=1) == material.truth, material.view.lengths)
+    ours = compute_clustered_share(found.argmax(axis=1) == material.truth, material.view.lengths)
     optimum = (best.argmax(axis=1) == material.truth).mean()
     assert ours.low <= optimum <= ours.high
     assert optimum > alone(material).high, "context must matter here"
@@ -136,7 +136,7 @@ def test_sweeps_with_the_true_conditionals_reach_the_optimum_of_a_markov_source(
 def test_sweeps_with_conditionals_that_look_the_wrong_way_miss_it(seed):
     material = markov_material(eta=3.0)
     found = swept(material, steps=material.steps.T, sweeps=12, first_kept=2, seed=seed)
-    ours = clustered_share(found.argmax(axis=1) == material.truth, material.view.lengths)
+    ours = compute_clustered_share(found.argmax(axis=1) == material.truth, material.view.lengths)
     assert ours.high < (exact_posteriors(material).argmax(axis=1) == material.truth).mean()
 
 

@@ -12,7 +12,7 @@ from audit_material import privatized_view, scattered_vocabulary, zipf_prior
 from rapt.audit.attributes import AttributeResult, Inference
 from rapt.audit.audit import audit_view
 from rapt.audit.formal import FormalSide, LargestSlope, LossCurve, SpentBound
-from rapt.audit.intervals import independent_share
+from rapt.audit.intervals import compute_independent_share
 from rapt.audit.judge.detail import Group
 from rapt.audit.judge.questions import (
     FlaggedWords,
@@ -75,7 +75,7 @@ def bare(found):
 
 @pytest.fixture(scope="module")
 def full(found):
-    share = independent_share(np.arange(1000) < 641)
+    share = compute_independent_share(np.arange(1000) < 641)
     return Report(
         title="A file",
         created="2026-01-02",
@@ -179,7 +179,7 @@ def test_what_was_attacked_is_not_said_to_be_untried(found):
 def test_what_was_recovered_of_each_text_of_a_record_is_on_the_page(bare):
     result = bare.audit.strongest
     groups = tuple(
-        Group(name=name, first=independent_share(np.arange(1000) < hits), unchanged=0.5, blind=0.1)
+        Group(name=name, first=compute_independent_share(np.arange(1000) < hits), unchanged=0.5, blind=0.1)
         for name, hits in (("first text", 613), ("second text", 587))
     )
     result = replace(result, detail=replace(result.detail, texts=groups))
@@ -195,7 +195,7 @@ def test_what_was_recovered_of_each_text_of_a_record_is_on_the_page(bare):
 
 
 def test_a_column_that_was_inferred_is_in_the_verdict_and_on_the_page(bare):
-    share = independent_share(np.arange(1000) < 700)
+    share = compute_independent_share(np.arange(1000) < 700)
     attacker = Inference(name="adaptive", first=share, of_several=None, balanced=0.65)
     column = AttributeResult(
         column="speaker", values=2, texts=1000, chance=0.5, attackers=(attacker,), unprotected=attacker
@@ -291,7 +291,7 @@ def test_a_share_in_words_is_never_rounded_to_never_or_always(share, words):
 
 
 def test_an_interval_in_words_is_rounded_outwards():
-    share = independent_share(np.arange(1000) < 584)
+    share = compute_independent_share(np.arange(1000) < 584)
     low, high = map(int, between(share).split(" and "))
     assert low <= 100 * share.low < low + 1
     assert high - 1 < 100 * share.high <= high
@@ -303,18 +303,20 @@ def test_a_seeded_file_is_said_to_protect_nothing(found):
 
 def linkage(share):
     hits = np.arange(400) < 400 * share
-    return LinkageResult(first=independent_share(hits), candidates=2_000, chance=0.01, blind=0.0005, believed=share)
+    return LinkageResult(
+        first=compute_independent_share(hits), candidates=2_000, chance=0.01, blind=0.0005, believed=share
+    )
 
 
 def inferred(share):
     right = Inference(
-        name="adaptive", first=independent_share(np.arange(400) < 400 * share), of_several=None, balanced=0
+        name="adaptive", first=compute_independent_share(np.arange(400) < 400 * share), of_several=None, balanced=0
     )
     return AttributeResult(column="speaker", values=2, texts=400, chance=0.5, attackers=(right,), unprotected=right)
 
 
 def told(share, *, uses=400, blind=0.001):
-    hits = None if not uses else independent_share(np.arange(uses) < uses * share)
+    hits = None if not uses else compute_independent_share(np.arange(uses) < uses * share)
     row = FlaggedWords(name="all", found=hits, false_alarms=3, blind=blind)
     return KeywordResult(
         everything=row,
@@ -329,7 +331,7 @@ def told(share, *, uses=400, blind=0.001):
 
 def repeated(share=None):
     fresh = tuple(
-        ReleasedWords(releases=count, named=independent_share(np.arange(100) < count * 3), blind=0.045)
+        ReleasedWords(releases=count, named=compute_independent_share(np.arange(100) < count * 3), blind=0.045)
         for count in (1, 3, 10, 30)
     )
     own = (
@@ -337,7 +339,11 @@ def repeated(share=None):
         if share is None
         else (
             RepeatedWords(
-                records=10, named=independent_share(np.arange(80) < 80 * share), places=900, alone=0.21, blind=0.05
+                records=10,
+                named=compute_independent_share(np.arange(80) < 80 * share),
+                places=900,
+                alone=0.21,
+                blind=0.05,
             ),
         )
     )
@@ -350,7 +356,7 @@ CALM = {"repetition": repeated(0.05), "keywords": told(0.0)}
 def near_chance(found, *, value=0.05, chance=0.045, **other):
     """The report of attacks that name hardly more words than the blind guess does."""
     best = found.results[1].score
-    tokens = replace(best.all_tokens, first=independent_share(np.arange(1000) < 1000 * value), chance=chance)
+    tokens = replace(best.all_tokens, first=compute_independent_share(np.arange(1000) < 1000 * value), chance=chance)
     result = replace(found.results[1], score=replace(best, all_tokens=tokens))
     return replace(found, results=(result,), **CALM | {"linkage": linkage(0.01)} | other)
 

@@ -23,7 +23,7 @@ from rapt.service.answers.rows import PrivateRow, lay_out_rows
 from rapt.service.backbone.layout import embed_with_prompts
 from rapt.service.backbone.steering import Tuned, steer
 from rapt.service.tuning.tuner import ReconstructionConfig, tune
-from rapt.service.tuning.tuning_config import default_config
+from rapt.service.tuning.tuning_config import make_default_config
 from rapt.wire.adapter_files import MOST_PROMPT_POSITIONS, pack_adapter, unpack_adapter
 from rapt.wire.manifest import MOST_LABELS, PlainTokens
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
@@ -67,7 +67,7 @@ def files_of(tiny):
         manifest = manifest_for(backbone, plain_tokens=PlainTokens(count=PLAIN, pool=pool, fixed=None))
         manifest = dataclasses.replace(manifest, pairs=pairs, targets="public" if target else None)
         config = dataclasses.replace(
-            default_config(method),
+            make_default_config(method),
             task="classification" if pairs else row,
             label_words=("good", "bad") if row == "label_words" else (),
             prompt_length=2,

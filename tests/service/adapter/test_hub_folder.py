@@ -13,7 +13,7 @@ from safetensors.torch import load as load_tensors
 
 from closeness import assert_close
 from rapt.service.adapter.adapter import CARD, PEFT_CONFIG, WEIGHTS, Adapter
-from rapt.service.adapter.hub_folder import hub_files
+from rapt.service.adapter.hub_folder import make_hub_files
 from rapt.service.answers.decoding import DecodingBatch
 from rapt.service.answers.generation import GenerationRow, Sampling
 from rapt.service.backbone.layout import embed_with_prompts, lay_out
@@ -123,7 +123,7 @@ def test_plain_peft_writes_what_we_write(opened, architecture, method, tmp_path)
     backbone, folder = opened(architecture)
     ids = [int(token) for token in backbone.bundle.eligible[5:40:7]]
     adapter = adapter_of(backbone, method)
-    model = loaded(folder, hub_files(adapter, backbone=backbone), tmp_path)
+    model = loaded(folder, make_hub_files(adapter, backbone=backbone), tmp_path)
     frame = backbone.frame
     start = () if method == "prompt_tuning" else frame.start  # the prompt begins with it
     cue = frame.between if backbone.kind == "decoder" else ()
@@ -137,7 +137,7 @@ def test_plain_peft_writes_what_we_write(opened, architecture, method, tmp_path)
 def test_an_encoder_has_the_same_states_in_plain_peft(opened, method, tmp_path):
     backbone, folder = opened("bert")
     adapter = adapter_of(backbone, method, labels=("bad", "good"))
-    files = hub_files(adapter, backbone=backbone)
+    files = make_hub_files(adapter, backbone=backbone)
     model = loaded(folder, files, tmp_path)
     ids = [int(token) for token in backbone.bundle.eligible[5:40:7]]
     steering = steer([adapter.tuned])
@@ -162,7 +162,7 @@ def test_the_names_are_those_that_vllm_takes(opened):
     """vLLM's loader takes off `base_model.model.`, and wants a layer of the model and `.lora_A.weight` or B."""
     for architecture in ("llama-2", "gpt2", "qwen3"):
         backbone, folder = opened(architecture)
-        files = hub_files(adapter_of(backbone, "lora"), backbone=backbone)
+        files = make_hub_files(adapter_of(backbone, "lora"), backbone=backbone)
         layers = dict(transformers.AutoModelForCausalLM.from_pretrained(str(folder)).named_modules())
         config = json.loads(files[PEFT_CONFIG])
         for name in load_tensors(files[WEIGHTS]):
@@ -177,7 +177,7 @@ def test_the_names_are_those_that_vllm_takes(opened):
         # It refuses what needs more than the rank that it was started with, and knows no head of ours.
         said = "--enable-lora --max-lora-rank 8`, and post `lora_name` and `lora_path` to `/v1/load_lora_adapter`"
         assert said in files[README].decode()
-        of_classes = hub_files(adapter_of(backbone, "lora", labels=("a", "b")), backbone=backbone)
+        of_classes = make_hub_files(adapter_of(backbone, "lora", labels=("a", "b")), backbone=backbone)
         assert "vLLM" not in of_classes[README].decode()
 
 
@@ -186,7 +186,7 @@ def test_the_readme_says_what_it_is_and_that_no_license_is_stated(opened, method
     backbone, _ = opened("bert")
     made = adapter_of(backbone, "lora" if method == "linear_probing" else method, labels=("bad", "`good`\n# x"))
     adapter = dataclasses.replace(made, card=dataclasses.replace(made.card, method=method, plain_tokens=3))
-    files = hub_files(adapter, backbone=backbone)
+    files = make_hub_files(adapter, backbone=backbone)
     assert files.keys() <= KNOWN_FILES
     assert (WEIGHTS in files) == (PEFT_CONFIG in files) == (method != "linear_probing")
     text = files[README].decode()
@@ -209,7 +209,7 @@ def test_the_readme_says_what_it_is_and_that_no_license_is_stated(opened, method
 def test_what_stands_behind_a_reader_is_not_for_peft_and_says_so(opened):
     backbone, _ = opened("gpt2")
     behind = dataclasses.replace(backbone, reader=object())
-    files = hub_files(adapter_of(backbone, "lora"), backbone=behind)
+    files = make_hub_files(adapter_of(backbone, "lora"), backbone=behind)
     assert files.keys() == {README, CARD}
     text = files[README].decode()
     assert "PEFT has no adapter that computes this" in text
@@ -219,10 +219,10 @@ def test_what_stands_behind_a_reader_is_not_for_peft_and_says_so(opened):
 def test_a_head_on_codes_reads_the_code_and_a_prompt_stands_behind_a_single_token(opened):
     backbone, _ = opened("bert")
     prompt = adapter_of(backbone, "prompt_tuning", labels=("no", "yes"))
-    text = hub_files(prompt, backbone=backbone)[README].decode()
+    text = make_hub_files(prompt, backbone=backbone)[README].decode()
     assert "begins with the vector of the token that the tokenizer puts first: leave it out" in text
     card = dataclasses.replace(prompt.card, method="linear_probing")
-    on_codes = hub_files(
+    on_codes = make_hub_files(
         dataclasses.replace(prompt, card=card), backbone=dataclasses.replace(backbone, architecture="codes")
     )
     assert "read a class off the mean of the last states" in text
@@ -236,7 +236,7 @@ def test_low_rank_changes_of_several_ranks_say_so(opened, tmp_path):
     first = next(iter(lora))
     lora[first] = LoraPair(a=lora[first].a[:1], b=lora[first].b[:, :1])
     mixed = dataclasses.replace(adapter, tuned=Tuned(lora=lora))
-    model = loaded(folder, hub_files(mixed, backbone=backbone), tmp_path)
+    model = loaded(folder, make_hub_files(mixed, backbone=backbone), tmp_path)
     ids = [int(token) for token in backbone.bundle.eligible[5:40:7]]
     text = torch.tensor([[*backbone.frame.start, *ids, *backbone.frame.between]])
     with torch.inference_mode(), warnings.catch_warnings():

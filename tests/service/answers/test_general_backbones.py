@@ -21,12 +21,12 @@ from rapt.service.answers.decoding import DecodingBatch, RowCache, check_cached_
 from rapt.service.answers.generation import GenerationRow
 from rapt.service.answers.prediction import ClassificationRow, classify
 from rapt.service.backbone import general
-from rapt.service.backbone.injection import keys_and_values
+from rapt.service.backbone.injection import compute_keys_and_values
 from rapt.service.backbone.opening import load_backbone
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.settings import load_settings
 from rapt.service.tuning.tuner import tune
-from rapt.service.tuning.tuning_config import default_config
+from rapt.service.tuning.tuning_config import make_default_config
 from tiny_backbones import FAMILIES, TINY, model_type_of, write_family, write_tiny_model
 from tuning_material import check_recomputed_gradient, few_words_file, tune_stop_and_resume
 
@@ -61,7 +61,7 @@ def test_layers_that_are_computed_again_give_the_same_gradient(backbone):
     file = file_of(backbone)
     for method, task in tasks_by_method(backbone):
         config = replace(
-            default_config(method), task=task, label_words=("good", "bad") if task == "label_words" else ()
+            make_default_config(method), task=task, label_words=("good", "bad") if task == "label_words" else ()
         )
         if METHODS[method].prompt or METHODS[method].options:
             check_recomputed_gradient(backbone, file, config=replace(config, prompt_length=2, epochs=1))
@@ -73,7 +73,9 @@ def test_every_method_that_fits_tunes_resumes_is_saved_and_shares_a_batch(backbo
     assert ("prefix_tuning" in list_methods(backbone)) == (backbone.model not in ("deberta-v2", "mpnet"))
     for method, task in tasks_by_method(backbone):
         words = ("good", "bad") if task == "label_words" else ()
-        config = replace(default_config(method), task=task, label_words=words, prompt_length=2, epochs=4, batch_size=8)
+        config = replace(
+            make_default_config(method), task=task, label_words=words, prompt_length=2, epochs=4, batch_size=8
+        )
         resumed, _ = tune_stop_and_resume(backbone, file, config=config)
         save_adapter(resumed, tmp_path / method)
         adapters.append(load_adapter(tmp_path / method, backbone=backbone))
@@ -208,7 +210,7 @@ def test_an_encoder_without_a_head_of_words_classifies_and_refuses_label_words(t
 
     backbone = load_backbone(rewrite_weights(folder, behead), precision="float32")
     assert backbone.language_head is None
-    config = replace(default_config("prompt_tuning"), task="label_words", label_words=("good", "bad"), epochs=1)
+    config = replace(make_default_config("prompt_tuning"), task="label_words", label_words=("good", "bad"), epochs=1)
     with pytest.raises(UsageError, match="language head"):
         tune(backbone, file_of(backbone), config=config)
 
@@ -217,12 +219,12 @@ def test_layers_that_share_their_weights_are_one_site_of_a_prefix(tmp_path):
     backbone = load_backbone(str(write_family("albert", tmp_path / "albert")), precision="float32")
     assert backbone.encoder.config.num_hidden_layers == 2
     assert len(backbone.sites.attention) == 1
-    assert keys_and_values(backbone.sites, torch.tensor([5, 6, 7])).shape == (1, 2, 4, 3, 8)
+    assert compute_keys_and_values(backbone.sites, torch.tensor([5, 6, 7])).shape == (1, 2, 4, 3, 8)
 
 
 def test_lora_finds_the_layers_of_attention_by_their_place_where_their_names_are_unknown(tmp_path):
     backbone = load_backbone(str(write_family("qwen2", tmp_path / "qwen2")), precision="float32")
-    settings, sites = default_config("lora"), backbone.sites
+    settings, sites = make_default_config("lora"), backbone.sites
     named = _list_sizes(backbone, settings)
     assert {name.rsplit(".")[-1] for name in named} == {"q_proj", "v_proj"}
     strange = {name.replace("_proj", "_x"): size for name, size in sites.linear.items()}

@@ -17,7 +17,7 @@ from rapt.service.adapter.adapter import (
 )
 from rapt.service.adapter.task_head import compare_texts
 from rapt.service.answers import prediction
-from rapt.service.answers.prediction import ClassificationRow, class_probabilities, classify, plan, row_of
+from rapt.service.answers.prediction import ClassificationRow, classify, compute_class_probabilities, plan, row_of
 from rapt.service.answers.rows import MAX_ROWS
 from rapt.service.backbone.steering import Tuned
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningCancelled, TuningConfig, tune
@@ -401,17 +401,17 @@ def same(found, expected):
 @pytest.mark.parametrize("seed", range(5))
 def test_heads_of_mixed_sizes_answer_as_apply_heads_one_by_one(seed):
     pooled, heads = batch_of(seed)
-    same(class_probabilities(pooled, heads), apply_heads_one_by_one(pooled, heads))
+    same(compute_class_probabilities(pooled, heads), apply_heads_one_by_one(pooled, heads))
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_one_head_for_every_row_would_be_caught(seed):
     pooled, heads = batch_of(seed, classes=(3, 3, 3))
     with pytest.raises(AssertionError):
-        same(class_probabilities(pooled, [heads[0]] * len(heads)), apply_heads_one_by_one(pooled, heads))
+        same(compute_class_probabilities(pooled, [heads[0]] * len(heads)), apply_heads_one_by_one(pooled, heads))
 
 
 def test_many_classes_are_computed_in_slices(monkeypatch):
     monkeypatch.setattr(prediction, "_SLICE", 3 * 40 * WIDTH)
     pooled, heads = batch_of(0)
-    same(class_probabilities(pooled, heads), apply_heads_one_by_one(pooled, heads))
+    same(compute_class_probabilities(pooled, heads), apply_heads_one_by_one(pooled, heads))

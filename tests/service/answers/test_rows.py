@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rapt.service.answers.rows import GROWTH, MAX_POSITIONS, MAX_ROWS, SHORT, cut_into_passes, size_class
+from rapt.service.answers.rows import GROWTH, MAX_POSITIONS, MAX_ROWS, SHORT, choose_size_class, cut_into_passes
 
 LENGTHS = st.lists(st.integers(1, 600), max_size=150)
 
@@ -43,7 +43,7 @@ def test_few_rows_are_few_passes(count):
 def test_rows_of_one_class_are_all_short_or_alike_within_a_factor_of_two(lengths):
     by_class = {}
     for length in lengths:
-        by_class.setdefault(size_class(length, short=64), []).append(length)
+        by_class.setdefault(choose_size_class(length, short=64), []).append(length)
     for name, alike in by_class.items():
         assert max(alike) <= (2 * min(alike) if name else 64)
     assert set(by_class) == {0} or max(lengths) > 64

@@ -13,7 +13,7 @@ from rapt.service.backbone import bert_forward
 from rapt.service.backbone.bert_forward import bert_forward_of
 from rapt.service.backbone.injection import install
 from rapt.service.backbone.opening import load_backbone
-from rapt.service.backbone.steering import LoraPair, Tuned, steer, steered
+from rapt.service.backbone.steering import LoraPair, Tuned, apply_steering, steer
 
 LENGTHS = (9, 23, 4, 17)
 
@@ -110,7 +110,7 @@ def close(ours, theirs, batch):
 def both(pair, batch, steering=None):
     ours, theirs = pair
     found = ours(**batch, steering=steering)
-    with steered(steering):
+    with apply_steering(steering):
         expected = theirs(**batch).last_hidden_state
     return found, expected
 

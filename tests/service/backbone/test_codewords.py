@@ -18,7 +18,7 @@ from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.losses import Tuning
 from rapt.service.tuning.result import Progress
 from rapt.service.tuning.tuner import TuningCancelled, spell_file, tune
-from rapt.service.tuning.tuning_config import ReconstructionConfig, default_config
+from rapt.service.tuning.tuning_config import ReconstructionConfig, make_default_config
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 from tiny_backbones import write_tiny_model
 from tuning_material import manifest_for
@@ -73,7 +73,7 @@ def test_every_codeword_of_every_book_at_every_epsilon_has_ids_of_its_own(tmp_pa
 
 def test_a_gradient_of_the_task_reaches_the_prompt_through_what_the_reader_put_in(pair, code):
     _, behind = pair
-    config = replace(default_config("prompt_tuning"), prompt_length=2)
+    config = replace(make_default_config("prompt_tuning"), prompt_length=2)
     file = spell_file(behind, codes_file(code))
     tuning = Tuning(behind, file.manifest, config)
     tuning.losses(file.records[:4]).task.backward()
@@ -85,7 +85,7 @@ def test_a_gradient_of_the_task_reaches_the_prompt_through_what_the_reader_put_i
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning", "lora", "p_tuning"])
 def test_every_method_tunes_on_codes_and_is_written_and_read(pair, code, method):
     _, behind = pair
-    config = replace(default_config(method), epochs=1, batch_size=8, prompt_length=2)
+    config = replace(make_default_config(method), epochs=1, batch_size=8, prompt_length=2)
     adapter = tune(behind, codes_file(code), config=config)
     again = adapter_from_files(adapter_to_files(adapter), backbone=behind)
     rows = [ClassificationRow(adapter=one, token_ids=(3,)) for one in (adapter, again)]
@@ -99,7 +99,7 @@ def test_a_head_alone_behind_a_reader_is_solved(pair, code):
     file = codes_file(code, records=12)
     undecided = tuple(replace(record, token_ids=(place // 2,)) for place, record in enumerate(file.records))
     file = PrivatizedFile(manifest=file.manifest, records=undecided)
-    adapter = tune(behind, file, config=default_config("linear_probing"))
+    adapter = tune(behind, file, config=make_default_config("linear_probing"))
     row = ClassificationRow(adapter=adapter, token_ids=(3,))
     assert classify(behind, [row])[0] == pytest.approx((0.5, 0.5), abs=0.01)
     assert "penalty" in adapter.card.metrics
@@ -109,14 +109,14 @@ def test_a_head_alone_behind_a_reader_is_solved(pair, code):
 def test_pairs_of_codes_are_tuned_on(pair, code):
     _, behind = pair
     file = codes_file(code, pairs=True)
-    adapter = tune(behind, file, config=replace(default_config("prompt_tuning"), epochs=1, prompt_length=2))
+    adapter = tune(behind, file, config=replace(make_default_config("prompt_tuning"), epochs=1, prompt_length=2))
     row = ClassificationRow(adapter=adapter, token_ids=(1,), second_token_ids=(2,))
     assert sum(classify(behind, [row])[0]) == pytest.approx(1)
 
 
 def test_rows_of_codes_and_of_tokens_share_a_pass_and_answer_as_they_do_alone(pair, code):
     plain, behind = pair
-    config = replace(default_config("prompt_tuning"), epochs=1, prompt_length=3)
+    config = replace(make_default_config("prompt_tuning"), epochs=1, prompt_length=3)
     of_tokens = tune(plain, tokens_file(plain), config=config)
     of_codes = [tune(behind, codes_file(code), config=replace(config, seed=seed)) for seed in (0, 1)]
     tokens = tuple(int(token) for token in plain.bundle.eligible[:4])
@@ -136,7 +136,7 @@ def test_rows_of_codes_and_of_tokens_share_a_pass_and_answer_as_they_do_alone(pa
 @pytest.mark.parametrize("pair", ["bert"], indirect=True)
 def test_at_home_the_reader_takes_the_clear_code_for_a_codeword(pair, code, pairs):
     _, behind = pair
-    config = replace(default_config("prompt_tuning"), epochs=1, prompt_length=2)
+    config = replace(make_default_config("prompt_tuning"), epochs=1, prompt_length=2)
     adapter = tune(behind, codes_file(code, pairs=pairs), config=config)
     states = code.center + code.codewords[0] @ np.linalg.pinv(code.directions).T  # whose codes are the codewords
     encoder = SimpleNamespace(encode=lambda texts, first_position: states[[int(text) for text in texts]])
@@ -165,7 +165,7 @@ def test_plain_texts_are_released_as_the_mechanism_releases(pair, code):
 def test_reconstruction_teaches_the_prompt_which_plain_text_a_code_is_of(pair, code):
     _, behind = pair
     file = spell_file(behind, codes_file(code))
-    config = replace(default_config("prompt_tuning"), prompt_length=2, reconstruction=ReconstructionConfig())
+    config = replace(make_default_config("prompt_tuning"), prompt_length=2, reconstruction=ReconstructionConfig())
     tuning = Tuning(behind, file.manifest, config)
     losses = tuning.losses(file.records[:4], draws=[(0, place) for place in range(4)])
     losses.reconstruction.backward()
@@ -179,7 +179,7 @@ def test_reconstruction_teaches_the_prompt_which_plain_text_a_code_is_of(pair, c
 
 def test_tenants_of_tokens_and_of_codes_wait_in_one_line_for_one_backbone(pair, code):
     plain, behind = pair
-    config = replace(default_config("prompt_tuning"), epochs=1, prompt_length=2)
+    config = replace(make_default_config("prompt_tuning"), epochs=1, prompt_length=2)
     tokens = ClassificationRow(
         adapter=tune(plain, tokens_file(plain), config=config), token_ids=(int(plain.bundle.eligible[0]),)
     )
@@ -201,7 +201,7 @@ def test_tenants_of_tokens_and_of_codes_wait_in_one_line_for_one_backbone(pair, 
 def test_a_run_on_codes_goes_on_to_the_same_bits(pair, code):
     _, behind = pair
     config = replace(
-        default_config("prompt_tuning"),
+        make_default_config("prompt_tuning"),
         epochs=2,
         batch_size=8,
         prompt_length=2,
@@ -236,7 +236,7 @@ def test_a_reader_for_another_backbone_is_refused_by_hash_in_one_line(code, tmp_
 
 def test_an_adapter_of_another_reader_or_of_none_is_refused(pair, code):
     _, behind = pair
-    config = replace(default_config("prompt_tuning"), epochs=1, prompt_length=2)
+    config = replace(make_default_config("prompt_tuning"), epochs=1, prompt_length=2)
     files = adapter_to_files(tune(behind, codes_file(code), config=config))
     other = replace(behind, reader=replace(behind.reader, hash="sha256:" + "0" * 64))
     with pytest.raises(VocabularyError, match="the reader it was tuned behind"):

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from closeness import assert_close
-from rapt.service.backbone.injection import attend, is_written_out, written_out
+from rapt.service.backbone.injection import attend, attend_step_by_step, is_written_out
 from rapt.service.backbone.layout import lay_out
 from rapt.service.backbone.opening import load_backbone
 from rapt.service.backbone.steering import Tuned, steer
@@ -34,9 +34,9 @@ def close(found, expected):
 
 
 def test_it_is_torch_s_attention_with_a_mask_and_without(parts):
-    close(written_out(*parts, mask=None), scaled_dot_product_attention(*parts))
+    close(attend_step_by_step(*parts, mask=None), scaled_dot_product_attention(*parts))
     seen = a_mask()
-    close(written_out(*parts, mask=seen), scaled_dot_product_attention(*parts, attn_mask=seen))
+    close(attend_step_by_step(*parts, mask=seen), scaled_dot_product_attention(*parts, attn_mask=seen))
 
 
 def test_a_bias_a_mask_of_numbers_and_a_scale_count(parts):
@@ -44,26 +44,26 @@ def test_a_bias_a_mask_of_numbers_and_a_scale_count(parts):
     seen = a_mask()
     both = torch.zeros_like(bias).expand(ROWS, -1, -1, -1).masked_fill(~seen, -torch.inf) + bias
     expected = scaled_dot_product_attention(*parts, attn_mask=both, scale=1.0)
-    close(written_out(*parts, mask=seen, bias=bias, scale=1.0), expected)
-    close(written_out(*parts, mask=both, scale=1.0), expected)
+    close(attend_step_by_step(*parts, mask=seen, bias=bias, scale=1.0), expected)
+    close(attend_step_by_step(*parts, mask=both, scale=1.0), expected)
 
 
 def test_it_sees_no_key_behind_the_query_where_it_is_causal(parts):
     expected = scaled_dot_product_attention(*parts, is_causal=True)
-    close(written_out(*parts, mask=None, causal=True), expected)
+    close(attend_step_by_step(*parts, mask=None, causal=True), expected)
     with pytest.raises(AssertionError):
-        close(written_out(*parts, mask=None), expected)
+        close(attend_step_by_step(*parts, mask=None), expected)
 
 
 def test_grouped_queries_share_keys(parts):
     query, key, value = parts[0], parts[1][:, :2], parts[2][:, :2]
     expected = scaled_dot_product_attention(query, key, value, enable_gqa=True)
-    close(written_out(query, key, value, mask=None), expected)
+    close(attend_step_by_step(query, key, value, mask=None), expected)
 
 
 def test_a_row_that_sees_nothing_is_finite(parts):
     seen = torch.zeros(ROWS, 1, 1, KEYS, dtype=torch.bool)
-    assert bool(written_out(*parts, mask=seen).isfinite().all())
+    assert bool(attend_step_by_step(*parts, mask=seen).isfinite().all())
 
 
 def test_gradients_in_bfloat16_are_those_of_the_fused_kernel(parts):

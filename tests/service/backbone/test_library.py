@@ -13,14 +13,14 @@ from closeness import assert_close
 from rapt.service.answers.decoding import RowCache
 from rapt.service.backbone.library import (
     activation,
-    cache_layers,
+    attend_fused,
     empty_cache,
-    fused_attention,
-    linear_sizes,
+    list_cache_layers,
+    make_cache_arguments,
     quiet,
+    read_linear_sizes,
     register_attention,
     render_chat,
-    with_cache,
 )
 
 INNER = Path("service/backbone/library.py")
@@ -42,7 +42,9 @@ def test_nothing_else_names_an_inner_part_of_the_library():
 
 def last_states(model, cache, ids=IDS, **more):
     """Token by token through a cache."""
-    states = [model(input_ids=ids[:, at : at + 1], **with_cache(model, cache), **more) for at in range(ids.shape[1])]
+    states = [
+        model(input_ids=ids[:, at : at + 1], **make_cache_arguments(model, cache), **more) for at in range(ids.shape[1])
+    ]
     return torch.cat([found.last_hidden_state for found in states], dim=1)
 
 
@@ -53,7 +55,9 @@ def test_a_decoder_takes_our_cache_and_reads_from_it_what_it_would_see_without_o
     with torch.inference_mode():
         whole = encoder(input_ids=IDS, use_cache=False).last_hidden_state
         alone = torch.ones(1, 1, 1, 1, dtype=torch.bool)
-        first = encoder(input_ids=IDS[:, :1], attention_mask=alone, **with_cache(encoder, cache)).last_hidden_state
+        first = encoder(
+            input_ids=IDS[:, :1], attention_mask=alone, **make_cache_arguments(encoder, cache)
+        ).last_hidden_state
         cache.filled()
         later = []
         for at in range(1, 4):
@@ -64,7 +68,7 @@ def test_a_decoder_takes_our_cache_and_reads_from_it_what_it_would_see_without_o
                 input_ids=IDS[:, at : at + 1],
                 attention_mask=seen,
                 position_ids=positions,
-                **with_cache(encoder, cache),
+                **make_cache_arguments(encoder, cache),
             )
             later.append(found.last_hidden_state)
             cache.advance()
@@ -77,15 +81,15 @@ def test_an_encoder_decoder_reads_what_is_replaced_in_the_layers_of_its_cache(ti
         whole = decoder(input_ids=IDS, encoder_hidden_states=texts, use_cache=False).last_hidden_state
         cache = empty_cache()
         assert_close(last_states(decoder, cache, encoder_hidden_states=texts), whole, of=tiny("t5"))
-        layers = [*cache_layers(cache.self_attention_cache), *cache_layers(cache.cross_attention_cache)]
+        layers = [*list_cache_layers(cache.self_attention_cache), *list_cache_layers(cache.cross_attention_cache)]
         assert [tuple(layer.keys.shape) for layer in layers] == [(1, 4, 4, 8)] * 2 + [(1, 4, 3, 8)] * 2
-        before = decoder(input_ids=IDS[:, :1], encoder_hidden_states=texts, **with_cache(decoder, cache))
-        for layer in cache_layers(cache.self_attention_cache):
+        before = decoder(input_ids=IDS[:, :1], encoder_hidden_states=texts, **make_cache_arguments(decoder, cache))
+        for layer in list_cache_layers(cache.self_attention_cache):
             layer.keys, layer.values = layer.keys[:, :, :4], layer.values[:, :, :4]
-        again = decoder(input_ids=IDS[:, :1], encoder_hidden_states=texts, **with_cache(decoder, cache))
-        for layer in cache_layers(cache.cross_attention_cache):
+        again = decoder(input_ids=IDS[:, :1], encoder_hidden_states=texts, **make_cache_arguments(decoder, cache))
+        for layer in list_cache_layers(cache.cross_attention_cache):
             layer.values = layer.values + 1
-        other = decoder(input_ids=IDS[:, :1], encoder_hidden_states=texts, **with_cache(decoder, cache))
+        other = decoder(input_ids=IDS[:, :1], encoder_hidden_states=texts, **make_cache_arguments(decoder, cache))
     assert_close(again.last_hidden_state, before.last_hidden_state, of=tiny("t5"))
     assert (other.last_hidden_state - again.last_hidden_state).abs().max() > 1e-2
 
@@ -97,7 +101,7 @@ def test_an_attention_function_is_called_with_what_the_librarys_own_takes(tiny, 
 
     def noted(*tensors, **settings):
         masks.append(tensors[4] if len(tensors) > 4 else settings.get("attention_mask"))
-        return fused_attention(*tensors, **settings)
+        return attend_fused(*tensors, **settings)
 
     register_attention("noted", noted)
     ours = model.config._attn_implementation
@@ -119,9 +123,9 @@ def test_an_attention_function_is_called_with_what_the_librarys_own_takes(tiny, 
 
 def test_linear_layers_of_every_kind_have_sizes(tiny):
     gpt2, llama = tiny("gpt2").sites.model, tiny("llama").sites.model
-    assert linear_sizes(gpt2.h[0].attn.c_attn) == (32, 96)
-    assert linear_sizes(llama.layers[0].mlp.up_proj) == (32, 64)
-    assert linear_sizes(llama.norm) is None
+    assert read_linear_sizes(gpt2.h[0].attn.c_attn) == (32, 96)
+    assert read_linear_sizes(llama.layers[0].mlp.up_proj) == (32, 64)
+    assert read_linear_sizes(llama.norm) is None
     assert set(tiny("gpt2").sites.linear) == {
         name for name, module in gpt2.named_modules() if getattr(module, "weight", None) is not None
         and module.weight.ndim == 2 and not isinstance(module, torch.nn.Embedding)
@@ -157,5 +161,5 @@ def test_a_model_is_loaded_without_a_word_and_what_was_said_before_is_said_again
 def test_the_cache_has_the_name_that_the_models_give_it(tiny):
     for name in ("llama", "gpt2"):
         encoder = tiny(name).encoder
-        (argument,) = set(with_cache(encoder, None)) - {"use_cache"}
+        (argument,) = set(make_cache_arguments(encoder, None)) - {"use_cache"}
         assert argument in inspect.signature(encoder.forward).parameters

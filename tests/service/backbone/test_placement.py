@@ -19,7 +19,7 @@ from rapt.service.adapter.adapter_check import list_methods
 from rapt.service.answers.decoding import check_cached_writing
 from rapt.service.answers.prediction import ClassificationRow, classify
 from rapt.service.backbone import placement
-from rapt.service.backbone.opening import chosen_dtype, load_backbone
+from rapt.service.backbone.opening import choose_dtype, load_backbone
 from rapt.service.backbone.placement import (
     VARIABLE,
     choose_device,
@@ -32,7 +32,7 @@ from rapt.service.backbone.placement import (
     share_gpus,
 )
 from rapt.service.tuning.tuner import tune
-from rapt.service.tuning.tuning_config import default_config
+from rapt.service.tuning.tuning_config import make_default_config
 from tiny_backbones import TINY, write_family, write_tiny_model
 from tuning_material import few_words_file
 
@@ -145,8 +145,8 @@ def test_the_precision_of_a_gpu_is_what_it_has_units_for(monkeypatch):
     gpu = torch.device("cuda:0")
     for capability, dtype in (((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)):
         Gpus(monkeypatch, free=1, whole=2, capability=capability)
-        assert chosen_dtype("auto", gpu) == dtype
-        assert chosen_dtype("bfloat16", gpu) == torch.bfloat16
+        assert choose_dtype("auto", gpu) == dtype
+        assert choose_dtype("bfloat16", gpu) == torch.bfloat16
 
 
 def test_a_gpu_is_shared_between_answers_and_jobs_or_refused_before_anything_is_served(monkeypatch):
@@ -253,7 +253,7 @@ def test_a_model_whose_layers_lie_on_disk_tunes_and_answers_to_the_same_bits(arc
     plain = dataclasses.replace(whole, own_forward=None)
     file = few_words_file(spread_out, targets=spread_out.kind != "encoder")
     for method in list_methods(spread_out):
-        config = dataclasses.replace(default_config(method), prompt_length=2, epochs=2, batch_size=8)
+        config = dataclasses.replace(make_default_config(method), prompt_length=2, epochs=2, batch_size=8)
         tuned = tune(spread_out, file, config=config)
         assert adapter_to_files(tuned) == adapter_to_files(tune(plain, file, config=config))
         rows = [ClassificationRow(adapter=tuned, token_ids=record.token_ids) for record in file.records]

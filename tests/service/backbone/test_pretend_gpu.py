@@ -24,14 +24,14 @@ import pretend_gpu
 device = pretend_gpu.register()
 from rapt.service.adapter.adapter import adapter_from_files, adapter_to_files
 from rapt.service.adapter.adapter_check import list_methods
-from rapt.service.adapter.hub_folder import hub_files
+from rapt.service.adapter.hub_folder import make_hub_files
 from rapt.service.answers.decoding import DecodingBatch
 from rapt.service.answers.generation import GenerationRow, Sampling
 from rapt.service.answers.prediction import classify, row_of
 from rapt.service.backbone import opening
 from rapt.service.tuning.run_state import load_run_state, save_run_state
 from rapt.service.tuning.tuner import TuningCancelled, tune
-from rapt.service.tuning.tuning_config import default_config
+from rapt.service.tuning.tuning_config import make_default_config
 from rapt.training import ParameterGroup, Trainer, back_propagate
 from tiny_backbones import TINY, write_family, write_tiny_model
 from tuning_material import few_words_file
@@ -50,7 +50,7 @@ def go(family, asked):
     adapters = {"cpu": [], pretend_gpu.NAME: []}
     for method in asked or list_methods(there):
         task = "generation" if here.kind != "encoder" and method != "linear_probing" else "classification"
-        config = replace(default_config(method), prompt_length=2, epochs=2, batch_size=8, task=task)
+        config = replace(make_default_config(method), prompt_length=2, epochs=2, batch_size=8, task=task)
         kept = []
         whole = tune(there, file, config=config, recompute=True)
         try:
@@ -60,7 +60,7 @@ def go(family, asked):
             save_run_state(kept[-1][0], place / f"{family}-{method}")
         again = tune(there, file, config=config, resume_from=load_run_state(place / f"{family}-{method}"))
         assert adapter_to_files(again) == adapter_to_files(whole), "another device must not cost bits"
-        hub_files(again, backbone=there)
+        make_hub_files(again, backbone=there)
         files = adapter_to_files(again)
         adapters[pretend_gpu.NAME].append(adapter_from_files(files, backbone=there))
         adapters["cpu"].append(adapter_from_files(files, backbone=here))

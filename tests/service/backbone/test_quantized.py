@@ -12,7 +12,7 @@ from rapt.service.answers.prediction import ClassificationRow, classify
 from rapt.service.backbone import library
 from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.tuner import tune
-from rapt.service.tuning.tuning_config import default_config
+from rapt.service.tuning.tuning_config import make_default_config
 from tiny_backbones import write_family, write_tiny_model
 from tuning_material import few_words_file, tune_stop_and_resume
 
@@ -91,7 +91,7 @@ def test_it_is_tuned_resumed_and_asked_among_others(pair):
     whole, few = pair
     file, adapters = few_words_file(few), []
     for method in list_methods(few):
-        config = replace(default_config(method), prompt_length=2, epochs=4, batch_size=8)
+        config = replace(make_default_config(method), prompt_length=2, epochs=4, batch_size=8)
         done, state = tune_stop_and_resume(few, file, config=config)
         with pytest.raises(TuningError, match="another precision"):
             tune(whole, file, config=config, resume_from=state)

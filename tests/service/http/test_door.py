@@ -13,7 +13,7 @@ from rapt.errors import ForbiddenError, NotFoundError, QuotaError
 from rapt.service.http import door
 from rapt.service.http.completion_schemas import Completion, CompletionChoice
 from rapt.service.http.door import Door
-from rapt.service.http.routes.pieces import event_stream
+from rapt.service.http.routes.pieces import stream_events
 from rapt.service.http.settings import load_settings
 from rapt.service.storage.callers import LOCAL, OPERATOR, Caller
 from rapt.service.storage.key_rows import create_key, revoke_key, rotate_key
@@ -198,7 +198,7 @@ def answered(tmp_path, monkeypatch):
 
             @app.get("/events")
             async def events():
-                return event_stream(pieces(PIECE), on_end=lambda: ended.append(True))
+                return stream_events(pieces(PIECE), on_end=lambda: ended.append(True))
 
             @app.get("/bytes")
             async def content():

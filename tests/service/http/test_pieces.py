@@ -18,7 +18,7 @@ from rapt.service.answers.generation import Choice
 from rapt.service.answers.writing import Written
 from rapt.service.http.completion_schemas import Completion, CompletionChoice
 from rapt.service.http.middleware import Envelope
-from rapt.service.http.routes.pieces import Spelling, event_stream
+from rapt.service.http.routes.pieces import Spelling, stream_events
 
 SECRET = "the patient said that it hurts"
 
@@ -95,7 +95,7 @@ def what_the_client_reads(error):
 
     @app.post("/v1/completions")
     async def complete():
-        return event_stream(pieces(error), on_end=lambda: None)
+        return stream_events(pieces(error), on_end=lambda: None)
 
     async def read():
         texts = []
@@ -155,7 +155,7 @@ def test_a_stream_says_that_it_has_ended_to_a_client_that_leaves_early_too(versi
         await asyncio.sleep(0)
 
     async def read():
-        response = event_stream(pieces(None), on_end=lambda: ended.append(True))
+        response = stream_events(pieces(None), on_end=lambda: ended.append(True))
         await response({"type": "http", "asgi": {"spec_version": version}}, receive, send)
 
     with suppress(OSError, ClientDisconnect, ExceptionGroup):

@@ -12,7 +12,7 @@ from code_material import code_bundle, codes_manifest
 from rapt.centering import estimate_center
 from rapt.service.backbone.opening import load_backbone
 from rapt.service.http.admission import Gate
-from rapt.service.http.pool_files import count_codewords, pool_file, shuffle_lines
+from rapt.service.http.pool_files import count_codewords, open_pool_file, shuffle_lines
 from rapt.service.storage.callers import Caller
 from rapt.service.storage.contribution_rows import contribute
 from rapt.service.storage.pool_rows import begin_closing, open_pool
@@ -20,7 +20,7 @@ from rapt.service.storage.recovery import open_store
 from rapt.service.storage.tenant_rows import ensure_tenant
 from rapt.service.tuning.code_head import tune_code_head
 from rapt.service.tuning.result import TuningCancelled
-from rapt.service.tuning.tuning_config import default_config
+from rapt.service.tuning.tuning_config import make_default_config
 from rapt.wire.code_bundle import write_code_bundle
 from rapt.wire.privatized_file import PrivatizedFile, parse_record, read_privatized_file
 from rapt.wire.strict_json import parse_document
@@ -59,7 +59,7 @@ def files(code, lines, tmp_path_factory):
                 contribute(store, pool.id, lines=given, setting="aa", caller=caller, max_bytes=2**30)
             closing = begin_closing(store, pool.id, caller=caller, now=2)
             tracemalloc.start()
-            with pool_file(store, gate, closing) as (staged, summary):
+            with open_pool_file(store, gate, closing) as (staged, summary):
                 peak = tracemalloc.get_traced_memory()[1]
                 tracemalloc.stop()
                 assert (summary.manifest.records, summary.longest) == (texts, 1)
@@ -75,7 +75,7 @@ def test_a_pool_becomes_a_file_in_memory_that_does_not_grow_with_it(files, lines
 
 def test_a_head_is_tuned_on_a_file_in_a_few_bytes_a_text_and_is_the_same_to_the_last_bit(files, code, tmp_path):
     write_code_bundle(code, tmp_path / "codes")
-    backbone, config, peaks = load_backbone(str(tmp_path / "codes")), default_config("linear_probing"), {}
+    backbone, config, peaks = load_backbone(str(tmp_path / "codes")), make_default_config("linear_probing"), {}
     for texts in (FEW, FEW, MANY):
         tracemalloc.start()
         with pytest.raises(TuningCancelled):  # when all is counted, and before the head is solved

@@ -9,7 +9,7 @@ from code_material import code_bundle, codes_file, reader_folder
 from http_requests import done_job, error_of, open_client, upload
 from rapt.local.client import ServiceClient
 from rapt.service.backbone.opening import load_backbone, load_served
-from rapt.service.http.assembly import precision_of
+from rapt.service.http.assembly import find_precision
 from rapt.wire.code_bundle import write_code_bundle
 from rapt.wire.privatized_file import dump_query, remove_labels
 from running_service import running_service, save_privatized
@@ -98,8 +98,8 @@ def test_jobs_have_the_precision_of_language_models_wherever_a_codebook_stands(c
     write_code_bundle(code, tmp_path / "code")
     codebook = load_backbone(str(tmp_path / "code"))
     short = replace(served[BASE], dtype=torch.bfloat16)
-    assert precision_of([codebook, short]) == "bfloat16"
-    assert precision_of([codebook]) == "float32"
+    assert find_precision([codebook, short]) == "bfloat16"
+    assert find_precision([codebook]) == "float32"
 
 
 def test_the_model_says_its_unit_offers_every_method_and_hands_out_its_codebook(http, service, code, job, tmp_path):

@@ -9,7 +9,16 @@ import pytest
 
 from rapt.service.http.quotas import TenantPlaces
 from rapt.service.http.settings import load_settings
-from rapt.service.http.shares import MOST_CREDIT, OPEN_TO_ALL, RECENT, Meter, Metered, Shares, give_way, run_in_thread
+from rapt.service.http.shares import (
+    MOST_CREDIT,
+    OPEN_TO_ALL,
+    RECENT,
+    Metered,
+    RequestMeter,
+    Shares,
+    give_way,
+    run_in_thread,
+)
 from rapt.service.storage.callers import Caller
 
 STEP = 0.001  # s, of the clock of these tests
@@ -167,7 +176,7 @@ def test_what_is_computed_is_counted_in_the_loop_and_in_threads_and_waiting_is_n
 
 
 def test_what_is_counted_after_the_end_is_charged_at_once():
-    shares, meter = Taken(), Meter()
+    shares, meter = Taken(), RequestMeter()
     meter.count(1.0)
     meter.belongs_to("ada", shares=shares)
     meter.end()

@@ -6,7 +6,7 @@ from http_requests import error_of, open_client
 from rapt.errors import QuotaError
 from rapt.service.http.quotas import TokenQuotas
 from rapt.service.storage.callers import LOCAL, OPERATOR
-from rapt.service.storage.database import at_hand_only
+from rapt.service.storage.database import forbid_waiting
 from rapt.service.storage.recovery import open_store
 from rapt.service.storage.tenant_rows import Quotas, ensure_tenant, set_quotas
 from rapt.wire.manifest import dump_manifest
@@ -77,6 +77,6 @@ def test_what_is_given_back_asks_nothing_of_the_database(tmp_path):
         quotas = TokenQuotas(store, default=60, clock=lambda: 0.0)
         quotas.spend_tokens(LOCAL, 60)
         set_quotas(store, LOCAL, Quotas(), caller=OPERATOR)  # so that it is not remembered
-        with at_hand_only():
+        with forbid_waiting():
             quotas.give_back(LOCAL, 60)
         quotas.spend_tokens(LOCAL, 60)

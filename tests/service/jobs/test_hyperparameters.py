@@ -11,7 +11,7 @@ from rapt.service.adapter.methods import LINEAR_PROBING, METHODS
 from rapt.service.jobs.hyperparameters import check_run, config_from_json, method_to_json, resolve_config
 from rapt.service.jobs.method_options import SETTINGS, MethodOptions
 from rapt.service.tuning.tuner import check_records
-from rapt.service.tuning.tuning_config import ReconstructionConfig, TuningConfig, default_config
+from rapt.service.tuning.tuning_config import ReconstructionConfig, TuningConfig, make_default_config
 from rapt.wire.manifest import NO_PLAIN_TOKENS, PlainTokens
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
 from tiny_backbones import tiny_backbone
@@ -44,7 +44,7 @@ def test_auto_is_prompt_tuning_with_what_was_asked_of_it():
 def test_supervised_is_auto_with_a_factor_on_the_rate_of_the_method():
     assert resolved("supervised", {"n_epochs": 7, "batch_size": None}) == resolved("auto", {"n_epochs": 7})
     double = resolved("supervised", {"learning_rate_multiplier": 2})
-    assert double == replace(resolved("auto", {}), learning_rate=2 * default_config("prompt_tuning").learning_rate)
+    assert double == replace(resolved("auto", {}), learning_rate=2 * make_default_config("prompt_tuning").learning_rate)
     assert resolved("supervised", {"reconstruction": None}).reconstruction is None
     with pytest.raises(UsageError, match="got both"):
         resolved("supervised", {"learning_rate_multiplier": 2.0, "learning_rate": 0.5})
@@ -53,7 +53,7 @@ def test_supervised_is_auto_with_a_factor_on_the_rate_of_the_method():
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_nothing_asked_is_the_default_run_of_the_method_with_reconstruction_where_it_teaches(method):
     own = ReconstructionConfig() if METHODS[method].reconstructs else None
-    assert resolved(method, {}) == replace(default_config(method), seed=3, reconstruction=own)
+    assert resolved(method, {}) == replace(make_default_config(method), seed=3, reconstruction=own)
 
 
 def test_a_head_alone_has_nothing_to_reconstruct_with_and_reads_texts_as_they_are():
@@ -116,7 +116,7 @@ def backbone(request, tmp_path_factory):
 @pytest.mark.parametrize("plain", [0, 2])
 def test_a_job_is_refused_for_its_length_exactly_where_its_run_would_be(backbone, task, plain):
     """Cues and the frames of other models than BERT were left out: a run was refused that fits, or failed when made."""
-    config = replace(default_config("prompt_tuning"), task=task, prompt_length=3)
+    config = replace(make_default_config("prompt_tuning"), task=task, prompt_length=3)
     if plain:
         config = replace(config, reconstruction=ReconstructionConfig())
     refused = []

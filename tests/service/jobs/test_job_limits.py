@@ -14,9 +14,9 @@ from job_material import LIMITS
 from rapt.errors import LimitError
 from rapt.service.adapter.methods import METHODS
 from rapt.service.backbone.opening import load_backbone
-from rapt.service.jobs.job_limits import Sizes, check_cost, memory_of, parameters_of
+from rapt.service.jobs.job_limits import Sizes, bound_memory, check_cost, parameters_of
 from rapt.service.tuning.tuner import ReconstructionConfig, Tuning
-from rapt.service.tuning.tuning_config import default_config
+from rapt.service.tuning.tuning_config import make_default_config
 from rapt.wire.manifest import PlainTokens
 from tuning_material import POOL, manifest_for
 
@@ -51,10 +51,10 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from rapt.service.backbone.opening import load_backbone
-from rapt.service.jobs.job_limits import Sizes, memory_of
+from rapt.service.jobs.job_limits import Sizes, bound_memory
 from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.run import Run
-from rapt.service.tuning.tuning_config import ReconstructionConfig, default_config
+from rapt.service.tuning.tuning_config import ReconstructionConfig, make_default_config
 from rapt.wire.manifest import NO_PLAIN_TOKENS, PlainTokens
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 from tiny_backbones import TINY, tiny_backbone
@@ -89,7 +89,7 @@ def measure(model, batch, tokens, method, task, changes, plain, target, again=No
     if target:
         manifest = replace(manifest, targets="privatized")
     file = PrivatizedFile(manifest=seal_manifest(manifest, records), records=records)
-    config = replace(default_config(method), task=task, batch_size=batch, epochs=2, **changes)
+    config = replace(make_default_config(method), task=task, batch_size=batch, epochs=2, **changes)
     if plain:
         config = replace(config, reconstruction=ReconstructionConfig())
     small = PrivatizedFile(manifest=file.manifest, records=records[:2])
@@ -107,7 +107,7 @@ def measure(model, batch, tokens, method, task, changes, plain, target, again=No
         batch=batch, text=tokens, second=0, target=target, plain_tokens=plain, pool=len(pool.pool), classes=2,
         tokens=0, records=0,
     )
-    estimated = memory_of(backbone, config, sizes=sizes, recompute=bool(again))
+    estimated = bound_memory(backbone, config, sizes=sizes, recompute=bool(again))
     print("took", json.dumps([status("VmHWM") - before, estimated]), flush=True)
 
 for case in json.loads(sys.argv[1]):
@@ -143,7 +143,7 @@ def test_the_count_of_what_is_trained_is_not_below_what_is_made(method, backbone
     networks = METHODS[method].reparametrizations
     for network in networks:
         changes = {"reparametrization": network, "reparametrization_size": 0 if network == "none" else 24}
-        config = replace(default_config(method), **changes)
+        config = replace(make_default_config(method), **changes)
         if METHODS[method].reconstructs:
             config = replace(config, reconstruction=ReconstructionConfig())
         manifest = manifest_for(backbone, plain_tokens=PlainTokens(count=2, pool=POOL, fixed=POOL[:2]))
@@ -176,19 +176,19 @@ def refused(backbones, config, limits=LIMITS, **changes):
     ],
 )
 def test_what_a_job_may_not_take_is_named_with_what_to_lower(backbones, method, changes, limits, param):
-    config = replace(default_config(method), **changes)
+    config = replace(make_default_config(method), **changes)
     error = refused(backbones, config, replace(LIMITS, **limits), longest=400, records=100)
     assert error.param == f"method.{method}.hyperparameters.{param}"
     assert f"lower {param}, or ask the provider for a higher job_" in str(error)
 
 
 def test_too_many_classes_are_refused(backbones):
-    assert "at most 10000 classes" in str(refused(backbones, default_config("prompt_tuning"), labels=64_000))
+    assert "at most 10000 classes" in str(refused(backbones, make_default_config("prompt_tuning"), labels=64_000))
 
 
 def test_a_validation_file_that_is_read_for_hours_is_refused(backbones):
     """It is read in one go after each epoch: no other tenant's job gets its turn meanwhile."""
-    config, limits = default_config("prompt_tuning"), replace(LIMITS, validation_records=1000)
+    config, limits = make_default_config("prompt_tuning"), replace(LIMITS, validation_records=1000)
     files = [file_of(), file_of(records=1000)]
     check_cost(config, files=files, manifest=None, backbone=backbones["bert-tiny"], limits=limits)
     files = [file_of(), file_of(records=1001)]
@@ -199,8 +199,8 @@ def test_a_validation_file_that_is_read_for_hours_is_refused(backbones):
 
 def test_layers_are_computed_again_where_memory_or_the_provider_asks_for_it():
     backbone = load_backbone("minilm", precision="float32", device="cpu")
-    config = default_config("prompt_tuning")
-    less, more = (memory_of(backbone, config, sizes=SIZES, recompute=again) for again in (True, False))
+    config = make_default_config("prompt_tuning")
+    less, more = (bound_memory(backbone, config, sizes=SIZES, recompute=again) for again in (True, False))
     assert less < 0.7 * more
     row = file_of(longest=SIZES.text, tokens=0, records=SIZES.batch)
 
@@ -217,7 +217,7 @@ def test_layers_are_computed_again_where_memory_or_the_provider_asks_for_it():
 
 
 def test_memory_rises_with_the_batch_the_records_and_the_vocabulary_that_is_written(backbones):
-    backbone, config = backbones["bert-tiny"], default_config("prompt_tuning")
-    least = memory_of(backbone, config, sizes=SIZES)
+    backbone, config = backbones["bert-tiny"], make_default_config("prompt_tuning")
+    least = bound_memory(backbone, config, sizes=SIZES)
     for larger in ({"batch": 64}, {"text": 200}, {"classes": 10**6}, {"tokens": 10**7}, {"records": 10**6}):
-        assert memory_of(backbone, config, sizes=replace(SIZES, **larger)) > 1.2 * least
+        assert bound_memory(backbone, config, sizes=replace(SIZES, **larger)) > 1.2 * least

@@ -18,7 +18,7 @@ from rapt.service.storage.callers import LOCAL
 from rapt.service.storage.data_directory import lock_data_directory
 from rapt.service.storage.database import Cursor, Database, database_url
 from rapt.service.storage.job_rows import get_job, list_events
-from rapt.service.storage.job_runs import add_run_state, claim_next_job, latest_run_state
+from rapt.service.storage.job_runs import add_run_state, claim_next_job, read_latest_run_state
 from rapt.service.storage.recovery import open_store
 from rapt.service.storage.store import Store
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningCancelled, TuningConfig
@@ -134,7 +134,7 @@ def test_a_worker_that_is_closed_while_its_store_is_away_ends(tmp_path, backbone
     with impatient_store(tmp_path) as store:
         job = queue_job(store, backbones, training_path, LONG)
         with running(store, backbones):
-            wait_until(lambda: latest_run_state(store, job) is not None and steps(store, job))
+            wait_until(lambda: read_latest_run_state(store, job) is not None and steps(store, job))
             other = sqlite3.connect(store.directory.database, isolation_level=None)
             other.execute("BEGIN IMMEDIATE")
             wait_until(lambda: "a job waits for its store" in caplog.text)
@@ -142,7 +142,7 @@ def test_a_worker_that_is_closed_while_its_store_is_away_ends(tmp_path, backbone
         other.close()
     with open_store(tmp_path) as store:  # the next start takes it up again
         assert get_job(store, job.id, tenant=LOCAL).status == "queued"
-        assert latest_run_state(store, job) is not None
+        assert read_latest_run_state(store, job) is not None
         with running(store, backbones):
             wait_until(lambda: get_job(store, job.id, tenant=LOCAL).status == "succeeded")
 
@@ -170,4 +170,4 @@ def test_a_state_that_was_added_before_its_answer_was_lost_is_still_there(tmp_pa
         for _ in range(2):
             assert add_run_state(store, job, step=4, folder="aa", now=4)
         assert store.directory.run_state("aa").is_dir()
-        assert latest_run_state(store, job).folder == "aa"
+        assert read_latest_run_state(store, job).folder == "aa"

@@ -17,7 +17,7 @@ from rapt.service.jobs.tuning_process import ChildSettings, TuningProcess, measu
 from rapt.service.jobs.worker import JobRunner
 from rapt.service.storage.callers import DEVELOPER, LOCAL
 from rapt.service.storage.job_rows import ENDED, cancel_job, get_job, pause_job, resume_job
-from rapt.service.storage.job_runs import latest_run_state
+from rapt.service.storage.job_runs import read_latest_run_state
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningConfig
 from running_service import wait_until
 
@@ -87,7 +87,7 @@ def status_of(store, job):
 
 
 def begins(store, job):
-    wait_until(lambda: latest_run_state(store, job) is not None)
+    wait_until(lambda: read_latest_run_state(store, job) is not None)
 
 
 def test_a_job_in_a_process_is_paused_killed_and_stopped_and_ends_in_the_weights_of_one_in_a_thread(
@@ -130,7 +130,7 @@ def test_a_job_in_a_process_is_paused_killed_and_stopped_and_ends_in_the_weights
     assert any("ended by SIGKILL" in message for message in messages_of(store, job))
     assert process.pid is None  # it left with its worker
     kept = get_job(store, stopped.id, tenant=LOCAL)
-    assert (kept.status, kept.deaths, latest_run_state(store, stopped).step > 0) == ("queued", 0, True)
+    assert (kept.status, kept.deaths, read_latest_run_state(store, stopped).step > 0) == ("queued", 0, True)
     wait_until(lambda: not Path(f"/proc/{last}").exists())
 
 
@@ -169,12 +169,12 @@ def test_the_system_holds_the_process_to_its_memory_and_a_pass_is_told_so():
 import torch
 from rapt.service.jobs.fork_server import ForkServer
 from rapt.service.jobs.tuning_process import limit_memory
-from rapt.service.backbone.placement import out_of_memory
+from rapt.service.backbone.placement import is_out_of_memory
 def fits(mebibytes):
     try:
         torch.ones(mebibytes * 2**18)
     except RuntimeError as error:
-        assert out_of_memory(error)
+        assert is_out_of_memory(error)
         return False
     return True
 limit_memory(64 * 2**20)

@@ -18,11 +18,11 @@ from rapt.service.storage.callers import DEVELOPER, LOCAL
 from rapt.service.storage.database import Cursor
 from rapt.service.storage.file_rows import get_file
 from rapt.service.storage.job_rows import ENDED, cancel_job, get_job, list_events, pause_job, resume_job
-from rapt.service.storage.job_runs import claim_next_job, latest_run_state, list_checkpoint_models
+from rapt.service.storage.job_runs import claim_next_job, list_checkpoint_models, read_latest_run_state
 from rapt.service.storage.model_rows import get_model, list_models, read_adapter_archive
 from rapt.service.storage.recovery import requeue_abandoned_jobs
 from rapt.service.tuning.tuner import Progress, ReconstructionConfig, TuningCancelled, TuningConfig
-from rapt.service.tuning.tuning_config import default_config
+from rapt.service.tuning.tuning_config import make_default_config
 from rapt.wire.adapter_files import unpack_adapter
 from rapt.wire.code_bundle import write_code_bundle
 from rapt.wire.privatized_file import PrivatizedFile, seal_manifest
@@ -362,7 +362,7 @@ def test_a_paused_job_goes_on_where_it_stopped_to_the_same_weights(store, runner
     pause_job(store, job.id, caller=DEVELOPER, now=5)
     runner.cancel(job.id)
     wait_until(lambda: ended(store, control))
-    state = latest_run_state(store, job)
+    state = read_latest_run_state(store, job)
     assert 0 < state.step < 30 * 4
     resume_job(store, job.id, caller=DEVELOPER, now=6)
     runner.wake()
@@ -384,7 +384,7 @@ def test_a_state_that_was_damaged_costs_time_and_not_the_job(store, runner, queu
     wait_until(lambda: has_progress(store, job))
     pause_job(store, job.id, caller=DEVELOPER, now=5)
     runner.cancel(job.id)
-    wait_until(lambda: latest_run_state(store, job) is not None)
+    wait_until(lambda: read_latest_run_state(store, job) is not None)
     (folder,) = store.directory.run_states.iterdir()
     tensors = folder / "run_state.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-1])
@@ -434,7 +434,7 @@ def test_a_job_on_texts_of_another_kind_than_the_public_ones_says_that_it_taught
     records = tuple(replace(one, token_ids=(int(near[i % 4]),)) for i, one in enumerate(file.records))
     sealed = PrivatizedFile(manifest=seal_manifest(file.manifest, records), records=records)
     path = save_privatized(sealed, tmp_path / "texts.jsonl")
-    job = queue_job(store, backbones, path, default_config("linear_probing"), model="codes")
+    job = queue_job(store, backbones, path, make_default_config("linear_probing"), model="codes")
     claimed = claim_next_job(store, worker="worker-of-a-test", models=["codes"], now=3)
     run_job(store, claimed, backbones=backbones, should_stop=never)
     assert len([message for message in messages_of(store, job) if "no second head was taught" in message]) == 1

@@ -17,7 +17,7 @@ from rapt.service.answers.prediction import classify, row_of
 from rapt.service.http.settings import load_settings
 from rapt.service.replicas.calls import (
     MissingAdapter,
-    Request,
+    ReplicaRequest,
     rank_replicas,
     send_row,
 )
@@ -55,7 +55,7 @@ def adapter(backbone):
 
 
 def request(rows, *, model="bert-tiny", number=1):
-    return Request(
+    return ReplicaRequest(
         number=number, model=model, tenant="a", rows=tuple(rows), cost=sum(len(row.token_ids) for row in rows)
     )
 

@@ -7,7 +7,7 @@ from sqlalchemy import Engine, event, text
 
 from rapt.errors import NotFoundError, UnavailableError, UsageError
 from rapt.service.storage.callers import Caller
-from rapt.service.storage.database import Database, Remembered, WouldWait, about_to_wait, at_hand_only, database_url
+from rapt.service.storage.database import Database, Remembered, WouldWait, database_url, forbid_waiting, refuse_to_wait
 from rapt.service.storage.key_rows import create_key, find_holder, has_keys, revoke_key, rotate_key
 from rapt.service.storage.model_rows import delete_model, get_model
 from rapt.service.storage.recovery import join_store, open_store
@@ -64,10 +64,10 @@ def test_a_server_that_does_not_answer_is_one_clear_line(tmp_path):
 def test_what_was_asked_once_needs_no_database_the_second_time(store):
     caller = tenant(store, "ada")
     _, value = create_key(store, tenant="ada", role="tenant", caller=caller, now=1)
-    with at_hand_only(), pytest.raises(WouldWait):
+    with forbid_waiting(), pytest.raises(WouldWait):
         find_holder(store, value, now=1)
     asked = find_holder(store, value, now=1)
-    with at_hand_only():
+    with forbid_waiting():
         assert find_holder(store, value, now=1) == asked is not None
 
 
@@ -97,13 +97,13 @@ def test_a_remembered_key_ends_when_its_time_has_come(store):
 
 def test_a_key_that_nobody_has_is_looked_up_every_time(store):
     assert find_holder(store, "rapt-guess", now=1) is None
-    with at_hand_only(), pytest.raises(WouldWait):
+    with forbid_waiting(), pytest.raises(WouldWait):
         find_holder(store, "rapt-guess", now=1)
 
 
 def test_that_a_service_is_open_is_forgotten_with_the_first_key(store):
     assert not has_keys(store)
-    with at_hand_only():
+    with forbid_waiting():
         assert not has_keys(store)
     caller = tenant(store, "ada")
     create_key(store, tenant="ada", role="tenant", caller=caller, now=1)
@@ -128,7 +128,7 @@ def test_what_one_tenant_writes_leaves_the_answers_of_others_remembered(store):
         queue(store, ada, file)
         claim(worker)
         set_quotas(worker, "ada", Quotas(max_jobs=7), caller=OPERATOR)
-        with at_hand_only():
+        with forbid_waiting():
             assert ask() == found
             with pytest.raises(WouldWait):
                 get_tenant(store, "ada")
@@ -238,11 +238,11 @@ def test_no_more_is_kept_than_is_bounded():
 
 def test_only_the_thread_that_must_not_wait_is_kept_from_it():
     found = []
-    with at_hand_only():
-        thread = threading.Thread(target=lambda: found.append(about_to_wait()))
+    with forbid_waiting():
+        thread = threading.Thread(target=lambda: found.append(refuse_to_wait()))
         thread.start()
         thread.join()
         with pytest.raises(WouldWait):
-            about_to_wait()
-    about_to_wait()
+            refuse_to_wait()
+    refuse_to_wait()
     assert found == [None]

@@ -16,7 +16,6 @@ from rapt.service.storage.job_runs import (
     claim_next_job,
     fail_job,
     is_still_mine,
-    latest_run_state,
     list_checkpoint_models,
     lose_job,
     make_checkpoint_id,
@@ -24,6 +23,7 @@ from rapt.service.storage.job_runs import (
     others_wait,
     put_back,
     put_back_all,
+    read_latest_run_state,
     warn_of_models_not_served,
 )
 from rapt.service.storage.model_rows import delete_model, get_model, list_models
@@ -72,7 +72,7 @@ def test_a_paused_job_rests_and_goes_on_from_its_state(store, ada):
     resume_job(store, running.id, caller=ada, now=10)
     again = claim(store)
     assert (again.id, again.attempt) == (running.id, 2)
-    assert latest_run_state(store, again).folder == "state"
+    assert read_latest_run_state(store, again).folder == "state"
     with pytest.raises(UsageError, match="to resume, got status=running"):
         resume_job(store, again.id, caller=ada, now=10)
     # Whoever was slow to notice ends nothing.
@@ -101,7 +101,7 @@ def test_only_the_newest_state_is_kept(store, ada):
         store.directory.run_state(f"state-{step}").mkdir()
         assert add_run_state(store, job, step=step, folder=f"state-{step}", now=step)
     assert [path.name for path in store.directory.run_states.iterdir()] == ["state-4"]
-    assert latest_run_state(store, job).step == 4
+    assert read_latest_run_state(store, job).step == 4
     cancel_job(store, job.id, caller=ada, now=9)
     assert list(store.directory.run_states.iterdir()) == []
 

@@ -18,14 +18,14 @@ from rapt.service.tuning import code_head
 from rapt.service.tuning.code_head import measure_apart, solve_head, tune_code_head
 from rapt.service.tuning.tasks import label_losses
 from rapt.service.tuning.tuner import TuningCancelled, tune
-from rapt.service.tuning.tuning_config import default_config
+from rapt.service.tuning.tuning_config import make_default_config
 from rapt.teaching import estimate_attenuation, fit_to_chances, sharpen_head
 from rapt.wire.code_bundle import make_code_bundle, project_states, split_into_units, write_code_bundle
 from rapt.wire.manifest import LabelPrivacy
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 from rapt.wire.public_states import PUBLIC_STATES
 
-CONFIG = default_config("linear_probing")
+CONFIG = make_default_config("linear_probing")
 
 
 class WrittenStates:

@@ -5,7 +5,12 @@ import torch
 
 from closeness import assert_close
 from rapt.service.backbone.layout import Layout
-from rapt.service.tuning.losses import ReconstructionHead, plain_states, plain_token_targets, reconstruction_loss
+from rapt.service.tuning.losses import (
+    ReconstructionHead,
+    find_plain_token_targets,
+    reconstruction_loss,
+    select_plain_states,
+)
 from rapt.wire.manifest import PlainTokens
 from rapt.wire.privatized_file import PrivatizedRecord
 
@@ -50,13 +55,13 @@ def test_states_are_taken_at_each_rows_own_plain_tokens():
     states = torch.arange(10.0).reshape(2, 5, 1)
     others = dict.fromkeys((field.name for field in fields(Layout)), torch.empty(0))
     layout = Layout(**others | {"plain_start": torch.tensor([1, 3])})
-    assert plain_states(states, layout, count=2).flatten().tolist() == [1, 2, 8, 9]
+    assert select_plain_states(states, layout, count=2).flatten().tolist() == [1, 2, 8, 9]
 
 
 def test_targets_are_places_in_the_pool():
     fresh = PlainTokens(count=2, pool=(70, 50, 60), fixed=None)
     records = [PrivatizedRecord(token_ids=(1,), privatized_plain_tokens=(9, 9), plain_tokens=(60, 70))]
-    assert plain_token_targets(records, fresh, device=torch.device("cpu")).tolist() == [[2, 0]]
+    assert find_plain_token_targets(records, fresh, device=torch.device("cpu")).tolist() == [[2, 0]]
     once = PlainTokens(count=2, pool=(70, 50, 60), fixed=(50, 50))
     records = [PrivatizedRecord(token_ids=(1,), privatized_plain_tokens=(9, 9))] * 2
-    assert plain_token_targets(records, once, device=torch.device("cpu")).tolist() == [[1, 1]] * 2
+    assert find_plain_token_targets(records, once, device=torch.device("cpu")).tolist() == [[1, 1]] * 2

@@ -14,7 +14,7 @@ from rapt.service.backbone.steering import steer
 from rapt.service.tuning.run_state import load_run_state, save_run_state
 from rapt.service.tuning.tasks import TASKS
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningCancelled, tune
-from rapt.service.tuning.tuning_config import default_config
+from rapt.service.tuning.tuning_config import make_default_config
 from rapt.wire.manifest import PlainTokens
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 from tiny_backbones import TINY
@@ -56,7 +56,7 @@ def file_for(backbone, row):
 
 def config_for(method, row):
     return dataclasses.replace(
-        default_config(method),
+        make_default_config(method),
         task="classification" if row == "pairs" else row,
         label_words=("good", "bad") if row == "label_words" else (),
         prompt_length=2,

@@ -9,8 +9,8 @@ import torch
 from closeness import assert_close
 from rapt.errors import TuningError, UsageError
 from rapt.service.adapter.adapter import adapter_to_files
-from rapt.service.backbone.placement import out_of_memory
-from rapt.service.tuning.run import Run, batches_of_epoch, parts_of_batch
+from rapt.service.backbone.placement import is_out_of_memory
+from rapt.service.tuning.run import Run, list_batches, split_batch
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningCancelled, TuningConfig, tune
 from rapt.wire.privatized_file import PrivatizedFile, seal_manifest
 from tiny_backbones import write_family
@@ -43,33 +43,33 @@ def test_parts_of_a_batch_have_the_gradient_and_the_losses_of_the_whole(backbone
 
 
 def test_parts_of_a_batch_hold_every_record_once():
-    assert [list(part) for part in parts_of_batch(range(5), size=2)] == [[0, 1], [2, 3], [4]]
-    assert [list(part) for part in parts_of_batch(range(5), size=0)] == [[0, 1, 2, 3, 4]]
+    assert [list(part) for part in split_batch(range(5), size=2)] == [[0, 1], [2, 3], [4]]
+    assert [list(part) for part in split_batch(range(5), size=0)] == [[0, 1, 2, 3, 4]]
 
 
 def test_memory_that_is_too_small_is_told_from_other_errors():
     with pytest.raises(RuntimeError) as too_much:
         torch.empty(1 << 50)
-    assert out_of_memory(too_much.value)
+    assert is_out_of_memory(too_much.value)
     with pytest.raises(RuntimeError) as wrong:
         torch.zeros(2) @ torch.zeros(3)
-    assert not out_of_memory(wrong.value)
+    assert not is_out_of_memory(wrong.value)
     # What torch says of a GPU, whose memory it does not take all by itself.
-    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"))
-    assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
-    assert out_of_memory(RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`"))
-    assert not out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"))
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert is_out_of_memory(RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`"))
+    assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
 
 
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_an_epoch_has_every_record_once_and_an_order_of_its_own(epoch):
     lengths = [3 + position % 7 for position in range(50)]
-    batches = batches_of_epoch(lengths, size=8, seed=1, epoch=epoch)
+    batches = list_batches(lengths, size=8, seed=1, epoch=epoch)
     assert sorted(position for batch in batches for position in batch) == list(range(50))
     assert len(batches) == 7
-    assert batches == batches_of_epoch(lengths, size=8, seed=1, epoch=epoch)
-    assert batches != batches_of_epoch(lengths, size=8, seed=1, epoch=epoch + 1)
-    assert batches != batches_of_epoch(lengths, size=8, seed=2, epoch=epoch)
+    assert batches == list_batches(lengths, size=8, seed=1, epoch=epoch)
+    assert batches != list_batches(lengths, size=8, seed=1, epoch=epoch + 1)
+    assert batches != list_batches(lengths, size=8, seed=2, epoch=epoch)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ import torch
 from rapt.service.backbone.opening import load_backbone
 from rapt.service.jobs.tuning_process import limit_memory
 from rapt.service.tuning.tuner import tune
-from rapt.service.tuning.tuning_config import default_config
+from rapt.service.tuning.tuning_config import make_default_config
 from tuning_material import few_words_file
 from rapt.wire.privatized_file import PrivatizedFile
 
@@ -154,7 +154,7 @@ backbone = load_backbone(sys.argv[1], precision="float32", device="cpu")
 file = few_words_file(backbone)
 ids = backbone.bundle.eligible.tolist()
 long = tuple(replace(record, token_ids=tuple((ids * 250)[:250])) for record in file.records[:2])
-config = replace(default_config("prompt_tuning"), prompt_length=2, epochs=1, batch_size=2)
+config = replace(make_default_config("prompt_tuning"), prompt_length=2, epochs=1, batch_size=2)
 tune(backbone, file, config=config)
 limit_memory(int(sys.argv[2]) * 2**20)
 tune(backbone, PrivatizedFile(manifest=file.manifest, records=long), config=config, on_warning=print)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from rapt.errors import TuningError, VocabularyError, WireError
 from rapt.service.tuning.run_state import STATE, TENSORS, load_run_state, save_run_state
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningCancelled, tune
-from rapt.service.tuning.tuning_config import default_config
+from rapt.service.tuning.tuning_config import make_default_config
 from tuning_material import separable_file
 
 STEPS = 12  # 3 epochs of 4 batches
@@ -28,7 +28,7 @@ def config_of(method, **changes):
     reconstruction = ReconstructionConfig(weight=0.5, head_size=8, schedule="fall")
     own = {"reparametrization_size": 16} if method == "p_tuning" else {}
     return dataclasses.replace(
-        default_config(method), prompt_length=4, batch_size=16, reconstruction=reconstruction, **own, **changes
+        make_default_config(method), prompt_length=4, batch_size=16, reconstruction=reconstruction, **own, **changes
     )
 
 

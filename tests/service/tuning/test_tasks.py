@@ -15,7 +15,7 @@ from rapt.local.label_privacy import RandomizedResponse
 from rapt.service.answers.prediction import ClassificationRow, classify
 from rapt.service.backbone.layout import encode_with_prompts
 from rapt.service.backbone.opening import load_backbone
-from rapt.service.tuning.tasks import DECODER_CUE, TASKS, label_word_ids, task_loss, transition_matrix
+from rapt.service.tuning.tasks import DECODER_CUE, TASKS, label_word_ids, make_transition_matrix, task_loss
 from rapt.service.tuning.tuner import Tuning, TuningConfig, tune
 from rapt.wire.manifest import LabelPrivacy
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
@@ -243,7 +243,7 @@ ONE = LabelPrivacy(epsilon=1.0)
 @pytest.mark.parametrize(("classes", "epsilon"), [(2, 1.0), (2, 1e-6), (5, 3.0), (2, 40.0), (7, 700.0), (256, 2.0)])
 def test_the_matrix_is_the_one_that_labels_are_drawn_from(classes, epsilon):
     keep = RandomizedResponse(classes=classes, epsilon=epsilon).keep_probability
-    matrix = transition_matrix(classes=classes, epsilon=epsilon)
+    matrix = make_transition_matrix(classes=classes, epsilon=epsilon)
     np.testing.assert_allclose(np.diag(matrix), keep, rtol=1e-15)
     np.testing.assert_allclose(matrix.sum(axis=1), 1, rtol=1e-12)
     assert len(np.unique(matrix)) == 2
@@ -266,7 +266,7 @@ def test_true_labels_have_plain_cross_entropy():
 def test_the_loss_is_the_logarithm_of_the_mixed_probabilities():
     logits = torch.randn(16, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(16) % 4
-    mixed = torch.softmax(logits, dim=1) @ torch.as_tensor(transition_matrix(classes=4, epsilon=1.0))
+    mixed = torch.softmax(logits, dim=1) @ torch.as_tensor(make_transition_matrix(classes=4, epsilon=1.0))
     expected = -mixed[torch.arange(16), labels].log().mean()
     assert task_loss(logits, labels, label_privacy=ONE).item() == pytest.approx(expected.item(), rel=1e-12)
 
@@ -282,7 +282,7 @@ def test_extreme_logits_and_epsilons_stay_finite(epsilon):
 
 @pytest.mark.parametrize("truth", [(0.9, 0.1), (0.6, 0.4)])
 def test_the_expected_loss_is_least_at_the_true_probabilities_and_the_plain_one_is_not(truth):
-    noisy = torch.tensor(truth, dtype=torch.float64) @ torch.as_tensor(transition_matrix(classes=2, epsilon=1.0))
+    noisy = torch.tensor(truth, dtype=torch.float64) @ torch.as_tensor(make_transition_matrix(classes=2, epsilon=1.0))
 
     def best(label_privacy):
         grid = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from rapt.audit.artefact.membership_attacks import MEMBERSHIP_ATTACKS, make_views
-from rapt.audit.artefact.workshop import Models, TokenTexts, Workshop, privatize, release_plain_tokens
+from rapt.audit.artefact.workshop import TokenTexts, TrainedModels, Workshop, privatize, release_plain_tokens
 from rapt.errors import AuditError
 from rapt.service.adapter.adapter import Adapter
 from rapt.service.answers.prediction import ClassificationRow, classify
@@ -290,7 +290,7 @@ def attack_each(answers: NDArray[np.float64], members: NDArray[np.bool_], *, see
 
 
 def play_membership(
-    workshop: Workshop, models: Models, texts: TokenTexts, *, privatized: bool, queries: int = 4, seed: int = 0
+    workshop: Workshop, models: TrainedModels, texts: TokenTexts, *, privatized: bool, queries: int = 4, seed: int = 0
 ) -> MembershipResult:
     """The game on models that were tuned already; see `ask` for the arguments."""
     privatized = privatized and workshop.mechanism is not None

@@ -38,8 +38,8 @@ from scipy import stats
 
 from rapt.audit.artefact.membership import MembershipScore, compute_confidences, score_membership, select_labels
 from rapt.audit.artefact.membership_attacks import lira_online, make_views
-from rapt.audit.artefact.workshop import Models, TokenTexts, Workshop
-from rapt.audit.intervals import Share, independent_share
+from rapt.audit.artefact.workshop import TokenTexts, TrainedModels, Workshop
+from rapt.audit.intervals import Share, compute_independent_share
 from rapt.errors import AuditError
 from rapt.local.privatizer import find_whole_words
 from rapt.service.adapter.adapter import Adapter
@@ -197,7 +197,9 @@ def measure_nearness(backbone: Backbone, adapter: Adapter, words: Ints) -> Float
     return near
 
 
-def read_words(workshop: Workshop, models: Models, texts: TokenTexts, *, seed: int = 0) -> tuple[WordRecovery, ...]:
+def read_words(
+    workshop: Workshop, models: TrainedModels, texts: TokenTexts, *, seed: int = 0
+) -> tuple[WordRecovery, ...]:
     """Every reader on every model, the others being the attacker's own; none where too few words are rare.
 
     Args:
@@ -235,6 +237,6 @@ def _make_reading(reader: str, tuned_on: str, scores: Floats, truth: NDArray[np.
         tuned_on=tuned_on,
         words=scores.shape[1],
         score=score_membership(scores, truth, seed=seed),
-        first=independent_share(np.concatenate(first)),
+        first=compute_independent_share(np.concatenate(first)),
         chance=float(truth.mean()),
     )

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.audit.channels import estimate_channel
-from rapt.audit.intervals import Share, clustered_share
+from rapt.audit.intervals import Share, compute_clustered_share
 from rapt.audit.view import TokenPrior
 from rapt.local.mechanisms import remake_mechanism
 from rapt.local.mechanisms.interface import find_closed_channel
@@ -110,7 +110,7 @@ def score_releases(guesses: dict[int, Ints], *, true: Ints, lengths: Ints) -> tu
     chance = float(np.bincount(true).max() / len(true))
     scored = []
     for count in sorted(guesses):
-        share = clustered_share(guesses[count] == true, lengths)
+        share = compute_clustered_share(guesses[count] == true, lengths)
         assert share is not None
         scored.append(PooledRelease(releases=count, recovered=share, chance=chance))
     return tuple(scored)

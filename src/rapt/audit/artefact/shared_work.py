@@ -26,7 +26,7 @@ from rapt.local.mechanisms import make_mechanism
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.adapter.adapter import Adapter, adapter_from_files, adapter_to_files
 from rapt.service.backbone.opening import load_backbone
-from rapt.service.tuning.tuning_config import TuningConfig, card_settings
+from rapt.service.tuning.tuning_config import TuningConfig, list_card_settings
 from rapt.version import __version__
 from rapt.whole_files import write_folder
 from rapt.wire.mechanism_setting import MechanismSetting, Parameter
@@ -77,7 +77,14 @@ class Shop:
 
     def digest(self, texts: TokenTexts) -> str:
         """Digest of all that a task depends on beside itself."""
-        stated = [__version__, self.model, self.mechanism, self.eta, dict(self.options), card_settings(self.config)]
+        stated = [
+            __version__,
+            self.model,
+            self.mechanism,
+            self.eta,
+            dict(self.options),
+            list_card_settings(self.config),
+        ]
         stated += [self.config.init_text, self.threads, texts.contents, texts.labels, texts.names]
         return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
 

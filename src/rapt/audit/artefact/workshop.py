@@ -227,7 +227,7 @@ class Workshop:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Models:
+class TrainedModels:
     """Models and what each was tuned on.
 
     Attributes:
@@ -248,7 +248,7 @@ def tune_models(
     share: float = 0.5,
     on_progress: Callable[[int], None] = lambda done: None,
     tune_all: TuneAll | None = None,
-) -> Models:
+) -> TrainedModels:
     """Models tuned on a random part of the texts each.
 
     Args:
@@ -268,12 +268,12 @@ def tune_models(
     members = np.stack([_part(texts, share=share, rng=rng) for _ in range(models)])
     parts = [(np.flatnonzero(members[model]), seed * 10_007 + model) for model in range(models)]
     if tune_all is not None:
-        return Models(adapters=tuple(tune_all(parts, on_done=on_progress)), members=members)
+        return TrainedModels(adapters=tuple(tune_all(parts, on_done=on_progress)), members=members)
     adapters = []
     for places, own_seed in parts:
         adapters.append(workshop.tune(texts.at(places), seed=own_seed))
         on_progress(len(adapters))
-    return Models(adapters=tuple(adapters), members=members)
+    return TrainedModels(adapters=tuple(adapters), members=members)
 
 
 def _part(texts: TokenTexts, *, share: float, rng: np.random.Generator) -> NDArray[np.bool_]:

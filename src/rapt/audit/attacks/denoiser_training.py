@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import BertModel
 
-from rapt.audit.language.layout import batch_texts, padded_places
+from rapt.audit.language.layout import batch_texts, pad_places
 from rapt.audit.language.networks import has_vocabulary_of
 from rapt.public_models import find_model_folder
 from rapt.service.backbone.library import quiet
@@ -108,7 +108,7 @@ class Denoiser:
         found = np.empty(beliefs.shape)
         with torch.inference_mode():
             for group in batch_texts(lengths, np.arange(len(lengths)), together=_BATCH):
-                places, inside = padded_places(lengths, group)
+                places, inside = pad_places(lengths, group)
                 logits = self.network(*_make_inputs(candidates, beliefs, places, inside)).log_softmax(dim=-1)
                 found[places[inside]] = logits.double().numpy()[inside]
         return found
@@ -178,7 +178,7 @@ def train_denoiser(
 
 
 def _make_network(bundle: VocabularyBundle, *, longest: int) -> tuple[_Network, str]:
-    bert = pretrained_encoder(bundle, longest=longest)
+    bert = load_pretrained_encoder(bundle, longest=longest)
     if bert is not None:
         words = bert.embeddings.word_embeddings.weight.requires_grad_(False)
         table = words.detach().clone()
@@ -187,7 +187,7 @@ def _make_network(bundle: VocabularyBundle, *, longest: int) -> tuple[_Network, 
     return _Network(_Fresh(dim=table.shape[1], positions=longest), table, width=_WIDTH), "a small fresh transformer"
 
 
-def pretrained_encoder(bundle: VocabularyBundle, *, longest: int) -> BertModel | None:
+def load_pretrained_encoder(bundle: VocabularyBundle, *, longest: int) -> BertModel | None:
     """The small BERT where it is installed, has this vocabulary and takes texts so long."""
     if not has_vocabulary_of(bundle, model=_PRETRAINED):
         return None
@@ -213,7 +213,7 @@ def _compute_loss(
 def _batch_loss(
     network: _Network, candidates: Ints, beliefs: Floats, target: Ints, lengths: Ints, group: Ints
 ) -> Tensor:
-    places, inside = padded_places(lengths, group)
+    places, inside = pad_places(lengths, group)
     logits = network(*_make_inputs(candidates, beliefs, places, inside))
     wanted = torch.from_numpy(np.where(inside, target[places], -100))
     return nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten())

@@ -59,8 +59,8 @@ from scipy.special import logsumexp
 
 from rapt.audit.attacks.beliefs import compute_beliefs, make_shadow, rank_candidates, scale_progress
 from rapt.audit.attacks.desk import Desk, Lattice, Progress
-from rapt.audit.language.layout import place_in_text, write_rows
-from rapt.audit.language.search import Conditional, Reader, search_beam, sweep
+from rapt.audit.language.layout import number_tokens, write_rows
+from rapt.audit.language.search import Conditional, LanguageReader, search_beam, sweep
 from rapt.audit.view import CANDIDATES, Guess
 
 Ints = NDArray[np.int64]
@@ -155,7 +155,7 @@ def sweep_with_masked_model(desk: Desk, *, on_progress: Progress | None = None) 
 
 def look_once(conditional: Conditional, tokens: Ints, lengths: Ints, *, width: int) -> Floats:
     """Ask a conditional about every position, given these tokens, (n, width)."""
-    place = place_in_text(lengths)
+    place = number_tokens(lengths)
     found = np.empty((len(tokens), width))
     for block in range(_BLOCKS):
         asked = place % _BLOCKS == block
@@ -192,7 +192,7 @@ _WEIGHT: Final = 0.3
 class _Weighted:
     """A reader whose word counts for less."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: LanguageReader) -> None:
         self._reader = reader
 
     def offer(self, candidates: Ints) -> Floats:

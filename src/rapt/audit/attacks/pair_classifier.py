@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import BertModel
 
-from rapt.audit.attacks.denoiser_training import pretrained_encoder
-from rapt.audit.language.layout import place_in_text
+from rapt.audit.attacks.denoiser_training import load_pretrained_encoder
+from rapt.audit.language.layout import number_tokens
 from rapt.training import Losses, ParameterGroup, Trainer, back_propagate, scale_rate
 from rapt.wire.vocabulary_bundle import VocabularyBundle
 
@@ -131,7 +131,7 @@ class PairClassifier:
 
         The asked tokens stand in texts of one length.
         """
-        place = place_in_text(lengths)[asked]
+        place = number_tokens(lengths)[asked]
         length = int(_measure_lengths(lengths)[asked[0]])
         text = seen[(asked - place)[:, None] + np.arange(length)]
         second = text.copy()
@@ -211,7 +211,7 @@ def _make_examples(
 
 
 def _make_untrained(bundle: VocabularyBundle, *, longest: int) -> PairClassifier:
-    bert = pretrained_encoder(bundle, longest=2 * longest + 3)
+    bert = load_pretrained_encoder(bundle, longest=2 * longest + 3)
     if bert is not None:
         names = json.loads(bundle.tokenizer_json)["model"]["vocab"]
         network = _Network(_Pretrained(bert), width=bert.config.hidden_size)

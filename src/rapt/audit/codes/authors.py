@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from rapt.audit.codes.naming import bound_belief
-from rapt.audit.intervals import LEVEL, Share, independent_share
+from rapt.audit.intervals import LEVEL, Share, compute_independent_share
 
 CODES: Final = (1, 3, 10, 30)
 LEAST_TRIALS: Final = 20
@@ -76,7 +76,7 @@ def link_authors(
         found.append(
             Linking(
                 codes=count,
-                first=independent_share(right),
+                first=compute_independent_share(right),
                 area=measure_area(scores, truth),
                 chance=0.5,
                 bound=bound_belief(0.5, epsilon=count * epsilon),

@@ -20,7 +20,7 @@ from transformers import DynamicCache
 from rapt.audit.codes.readers import Floats, Lesson, WordCounts
 from rapt.audit.language.networks import Decoder
 from rapt.local.vocabulary import Vocabulary
-from rapt.service.backbone.library import with_cache
+from rapt.service.backbone.library import make_cache_arguments
 from rapt.training import Losses, ParameterGroup, Trainer, back_propagate, batch_by_length, scale_rate
 
 # Texts that are judged, at most: each takes as long as writing that many texts.
@@ -135,7 +135,7 @@ def _write(network: nn.Module, before: Tensor, table: nn.Module) -> list[list[in
     """Return `LONGEST` tokens after each row of vectors, (B, P, d), drawn one by one."""
     cache, vectors, written = DynamicCache(), before, []
     for _ in range(LONGEST):
-        logits = network(inputs_embeds=vectors, **with_cache(network, cache)).logits[:, -1].float()
+        logits = network(inputs_embeds=vectors, **make_cache_arguments(network, cache)).logits[:, -1].float()
         chosen = torch.multinomial(logits.softmax(dim=-1), 1)
         written.append(chosen)
         vectors = table(chosen)

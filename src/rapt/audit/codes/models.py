@@ -30,7 +30,7 @@ from torch import Tensor
 from rapt.audit.artefact.membership import Estimate, attack_each
 from rapt.audit.codes.naming import bound_belief
 from rapt.audit.codes.readers import Floats
-from rapt.audit.intervals import Share, independent_share
+from rapt.audit.intervals import Share, compute_independent_share
 from rapt.service.tuning.code_head import choose_penalty, solve_head, tally_labels
 from rapt.wire.manifest import LabelPrivacy
 
@@ -186,7 +186,7 @@ def find_canary(
             Canary(
                 copies=count,
                 statistic=statistic,
-                first=independent_share(answers == truth[half:]),
+                first=compute_independent_share(answers == truth[half:]),
                 chance=0.5,
                 bound=bound_belief(0.5, epsilon=count * crowd.epsilon),
             )

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from rapt.audit.intervals import Share, independent_share
+from rapt.audit.intervals import Share, compute_independent_share
 from rapt.local.codes.subset import SubsetMechanism
 from rapt.local.codes.text_statement import bound_guess
 
@@ -129,7 +129,7 @@ def name_texts(
             Naming(
                 candidates=n,
                 releases=len(released),
-                first=independent_share(right),
+                first=compute_independent_share(right),
                 chance=1 / n,
                 bound=bound_guess(len(released) * mechanism.epsilon, among=n),
             )
@@ -184,7 +184,7 @@ _BINS: Final = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit:
+class CodewordFit:
     """Whether the codewords of the file are those that its mechanism draws.
 
     Attributes:
@@ -208,7 +208,9 @@ class Fit:
         return self.p_value >= ALPHA
 
 
-def compare_with_channel(mechanism: SubsetMechanism, codes: NDArray[np.float64], released: NDArray[np.int64]) -> Fit:
+def compare_with_channel(
+    mechanism: SubsetMechanism, codes: NDArray[np.float64], released: NDArray[np.int64]
+) -> CodewordFit:
     """Exact binomial test of the hits, χ² of the places within both sides, and what ε the hits show."""
     hit = np.empty(released.shape, dtype=bool)
     places = np.empty(released.shape)
@@ -229,7 +231,7 @@ def compare_with_channel(mechanism: SubsetMechanism, codes: NDArray[np.float64],
             edges = np.ceil(np.linspace(0, share, bins + 1)) / share
             counted = np.histogram(chosen, bins=edges)[0]
             p_places = min(p_places, float(stats.chisquare(counted, np.diff(edges) * len(chosen)).pvalue))
-    return Fit(
+    return CodewordFit(
         hits=count / tried,
         stated=mechanism.hit_probability,
         p_value=min(1.0, 3 * min(p_hits, p_places)),

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from rapt.audit.codes.naming import bound_belief
-from rapt.audit.intervals import LEVEL, Share, independent_share
+from rapt.audit.intervals import LEVEL, Share, compute_independent_share
 from rapt.local.codes.subset import SubsetMechanism
 
 WORDS: Final = 5  # that a reader names of each text
@@ -272,7 +272,7 @@ def compare_lengths(
     return Reading(
         what="which of two texts is longer",
         reader=reader,
-        first=independent_share(right[apart]),
+        first=compute_independent_share(right[apart]),
         blind=0.5,
         bound=bound_belief(0.5, epsilon=2 * epsilon),
     )
@@ -297,7 +297,7 @@ def infer_column(
     return Reading(
         what=f"column {name}",
         reader=reader,
-        first=independent_share(predict(lesson.asked).argmax(axis=1) == truth),
+        first=compute_independent_share(predict(lesson.asked).argmax(axis=1) == truth),
         blind=float((truth == usual).mean()),
         bound=bound_belief(float(np.bincount(truth).max() / len(truth)), epsilon=epsilon),
     )

@@ -22,7 +22,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.audit.intervals import Share, clustered_share
+from rapt.audit.intervals import Share, compute_clustered_share
 from rapt.audit.language.layout import mark_pieces, write_rows
 from rapt.audit.truth import NO_OTHERS, GoneEntity, Truth, check_parts
 from rapt.audit.view import PART_NAMES, AdversaryView, Guess
@@ -247,7 +247,7 @@ def _group(
 ) -> Group | None:
     """The group of these units, which are equal where their numbers are."""
     lengths = np.bincount(record[inside], minlength=1)
-    first = clustered_share(hits[inside], lengths)
+    first = compute_clustered_share(hits[inside], lengths)
     if first is None:
         return None
     blind = float(np.bincount(units[inside]).max() / first.n)

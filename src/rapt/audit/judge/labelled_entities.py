@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from rapt.audit.intervals import Share, clustered_share
+from rapt.audit.intervals import Share, compute_clustered_share
 from rapt.audit.truth import GoneEntity, Truth
 from rapt.audit.view import AdversaryView
 from rapt.errors import AuditError, name_record
@@ -32,7 +32,7 @@ _MOST_ENTITIES: Final = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledText:
+class TextWithEntities:
     """A text and its entities, apart from each other and in order; its `repr` shows nothing of it."""
 
     text: str
@@ -58,7 +58,7 @@ class MissedKind:
     whole: float
 
 
-def read_labelled_texts(path: Path) -> list[LabelledText]:
+def read_labelled_texts(path: Path) -> list[TextWithEntities]:
     """Read a file of labelled texts.
 
     Raises:
@@ -76,7 +76,7 @@ def read_labelled_texts(path: Path) -> list[LabelledText]:
     return found
 
 
-def measure_missed(texts: Sequence[LabelledText], applied: Sequence[PolicyText | None]) -> tuple[MissedKind, ...]:
+def measure_missed(texts: Sequence[TextWithEntities], applied: Sequence[PolicyText | None]) -> tuple[MissedKind, ...]:
     """What is missed of each kind, the most frequent kind first.
 
     Args:
@@ -93,7 +93,7 @@ def measure_missed(texts: Sequence[LabelledText], applied: Sequence[PolicyText |
                 left = _list_left(entity, one.text, () if under is None else under.found)
                 missed.append(bool(left))
                 whole.append(left == [(entity.start, entity.end)])
-        share = clustered_share(np.array(missed), np.array(lengths, dtype=np.int64))
+        share = compute_clustered_share(np.array(missed), np.array(lengths, dtype=np.int64))
         assert share is not None
         found.append(MissedKind(kind=kind, missed=share, whole=sum(whole) / len(whole)))
     return tuple(found)
@@ -102,7 +102,7 @@ def measure_missed(texts: Sequence[LabelledText], applied: Sequence[PolicyText |
 def add_labelled_entities(
     view: AdversaryView,
     truth: Truth,
-    texts: Sequence[LabelledText],
+    texts: Sequence[TextWithEntities],
     applied: Sequence[PolicyText | None],
     *,
     policy: Policy | None,
@@ -183,7 +183,7 @@ def _move(place: int, under: PolicyText | None) -> int:
     return moved
 
 
-def _read_line(line: str, number: int) -> LabelledText:
+def _read_line(line: str, number: int) -> TextWithEntities:
     try:
         value: Any = json.loads(line)
     except (ValueError, RecursionError):
@@ -196,7 +196,7 @@ def _read_line(line: str, number: int) -> LabelledText:
     found = sorted(_read_entities(stated, number, length=len(value["text"])))
     if any(left.end > right.start for left, right in pairwise(found)):
         raise _refuse(number, "must have entities that do not overlap")
-    return LabelledText(text=value["text"], entities=tuple(found))
+    return TextWithEntities(text=value["text"], entities=tuple(found))
 
 
 def _read_entities(listed: Sequence[Any], number: int, *, length: int) -> Iterator[Entity]:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from rapt.audit.intervals import LEVEL, Share, clustered_share, independent_share
+from rapt.audit.intervals import LEVEL, Share, compute_clustered_share, compute_independent_share
 from rapt.audit.language.layout import mark_pieces
 from rapt.audit.telling_words import SURE, WordList
 from rapt.audit.truth import Truth, keep_records
@@ -118,7 +118,7 @@ def score_repeated(named: Ints, *, alone: Ints, view: AdversaryView, truth: Trut
         found.append(
             RepeatedWords(
                 records=least,
-                named=independent_share(right > 0.5),
+                named=compute_independent_share(right > 0.5),
                 places=len(there),
                 alone=float(by_itself.mean()),
                 blind=float(np.bincount(true[first]).max() / len(words)),
@@ -192,7 +192,7 @@ def score_fresh(named: Mapping[int, Ints], *, true: Ints, truth: Truth) -> tuple
     """
     blind = float(np.bincount(truth.token_ids).max() / len(truth.token_ids))
     return tuple(
-        ReleasedWords(releases=count, named=independent_share(guess == true), blind=blind)
+        ReleasedWords(releases=count, named=compute_independent_share(guess == true), blind=blind)
         for count, guess in sorted(named.items())
     )
 
@@ -270,7 +270,7 @@ def score_keywords(places: Ints, numbers: Ints, *, words: WordList, view: Advers
 
     def row(name: str, there: NDArray[np.bool_], false: int, flags: int) -> FlaggedWords:
         lengths = np.bincount(record[used_at[there]], minlength=1)
-        found = clustered_share(hits.astype(bool)[there], lengths)
+        found = compute_clustered_share(hits.astype(bool)[there], lengths)
         return FlaggedWords(name=name, found=found, false_alarms=false, blind=flags / tokens)
 
     everything = row("all", np.ones(len(used), dtype=bool), len(wrong), len(places))
@@ -349,7 +349,7 @@ def score_linkage(
     lengths = np.array([len(text) for text in lineup.contents], dtype=np.int64)
     alike = np.bincount(lengths)[lengths[answers[there]]]
     return LinkageResult(
-        first=independent_share(places[there] == answers[there]),
+        first=compute_independent_share(places[there] == answers[there]),
         candidates=len(lineup.contents),
         chance=float((1 / alike).mean()),
         blind=1 / len(lineup.contents),

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.audit.channels import estimate_channel
-from rapt.audit.intervals import Share, clustered_share, independent_share
+from rapt.audit.intervals import Share, compute_clustered_share, compute_independent_share
 from rapt.audit.truth import Truth
 from rapt.audit.view import SCORED, AdversaryView, Guess
 from rapt.errors import AuditError
@@ -98,9 +98,9 @@ def score_guess(guess: Guess, *, view: AdversaryView, truth: Truth) -> TokenScor
     )
 
 
-def unchanged_share(*, view: AdversaryView, truth: Truth) -> Share:
+def compute_unchanged_share(*, view: AdversaryView, truth: Truth) -> Share:
     """The share of tokens that the mechanism gave back as they were: N_w, averaged over the text."""
-    found = clustered_share(view.observed == truth.token_ids, view.record_lengths)
+    found = compute_clustered_share(view.observed == truth.token_ids, view.record_lengths)
     assert found is not None  # a view has at least one token
     return found
 
@@ -115,8 +115,8 @@ def _make_recovery(
     guessed: NDArray[np.int64], true: NDArray[np.int64], *, lengths: NDArray[np.int64]
 ) -> Recovery | None:
     hits = guessed == true[:, None]
-    first = clustered_share(hits[:, 0], lengths)
-    any_of_k = clustered_share(hits.any(axis=1), lengths)
+    first = compute_clustered_share(hits[:, 0], lengths)
+    any_of_k = compute_clustered_share(hits.any(axis=1), lengths)
     if first is None or any_of_k is None:
         return None
     k = guessed.shape[1]
@@ -185,11 +185,11 @@ def compute_context_free_bound(
     released = mechanism.privatize(true, rng=rng)
     outputs, place = np.unique(released, return_inverse=True)
     channel = estimate_channel(setting, view.bundle, outputs=outputs, prior=prior, rng=rng, on_progress=on_progress)
-    success = independent_share(channel.rank_sources(prior)[:, 0][place] == true)
+    success = compute_independent_share(channel.rank_sources(prior)[:, 0][place] == true)
     regret = channel.regret(prior)
     return ContextFreeBound(
         success=success,
         high=min(1.0, success.high * (1 + regret)),
         regret=regret,
-        unchanged=independent_share(released == true),
+        unchanged=compute_independent_share(released == true),
     )

@@ -19,12 +19,12 @@ from rapt.wire.vocabulary_bundle import VocabularyBundle
 Ints = NDArray[np.int64]
 
 
-def place_in_text(lengths: Ints) -> Ints:
+def number_tokens(lengths: Ints) -> Ints:
     """Place of each token within its own text, from 0, (n,)."""
     return np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
-def padded_places(lengths: Ints, group: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+def pad_places(lengths: Ints, group: Ints) -> tuple[Ints, NDArray[np.bool_]]:
     """Places of the tokens of some texts among all tokens, and which are any, (B, T) each.
 
     Behind its end a text has the place of its first token.

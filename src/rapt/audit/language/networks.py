@@ -34,7 +34,7 @@ from rapt.audit.language.layout import batch_texts
 from rapt.audit.language.search import ENDED
 from rapt.errors import VocabularyError
 from rapt.public_models import find_model_folder
-from rapt.service.backbone.library import quiet, with_cache
+from rapt.service.backbone.library import make_cache_arguments, quiet
 from rapt.service.backbone.placement import choose_device, move_to
 from rapt.training import Losses, ParameterGroup, Trainer, back_propagate, batch_by_length
 from rapt.wire.model_files import make_tokenizer
@@ -384,7 +384,7 @@ class DecoderReader:
             input_ids=torch.from_numpy(ids).to(place),
             attention_mask=torch.from_numpy(self._mask.astype(np.int64)).to(place),
             position_ids=torch.from_numpy(positions).to(place),
-            **with_cache(network, self._cache),
+            **make_cache_arguments(network, self._cache),
         ).logits
         lengths = given.sum(axis=1)
         rows = torch.arange(len(ids))

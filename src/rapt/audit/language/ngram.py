@@ -33,7 +33,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.audit.language.layout import padded_places
+from rapt.audit.language.layout import pad_places
 from rapt.audit.view import TokenPrior
 from rapt.errors import AuditError
 
@@ -248,7 +248,7 @@ def compute_posteriors(
     width = candidates.shape[1]
     done = 0
     for group in _iterate_batches(lengths, steps=width ** max(model.order, 2)):
-        places, inside = padded_places(lengths, group)
+        places, inside = pad_places(lengths, group)
         # Positions behind the end of a text have one certain candidate, its boundary.
         ids = np.where(inside[..., None], candidates[places], model.boundary)
         seen = np.where(inside[..., None], evidence[places], np.where(np.arange(width) == 0, 0.0, -np.inf))

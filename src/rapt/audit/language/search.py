@@ -30,7 +30,7 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.audit.language.layout import batch_texts, padded_places, place_in_text
+from rapt.audit.language.layout import batch_texts, number_tokens, pad_places
 from rapt.errors import AuditError
 
 Ints = NDArray[np.int64]
@@ -43,7 +43,7 @@ _PRUNED: Final = 0.02
 _TINY: Final = 1e-300
 
 
-class Reader(Protocol):
+class LanguageReader(Protocol):
     """A language model in the middle of some readings, one a row."""
 
     def offer(self, candidates: Ints) -> Floats:
@@ -68,7 +68,7 @@ def search_beam(
     evidence: Floats,
     *,
     lengths: Ints,
-    read: Callable[[int], Reader],
+    read: Callable[[int], LanguageReader],
     beams: int,
     later: int,
     together: int = 1,
@@ -89,7 +89,7 @@ def search_beam(
     found = np.empty(evidence.shape)
     done = 0
     for group in batch_texts(lengths, np.arange(len(lengths)), together=together):
-        places, inside = padded_places(lengths, group)
+        places, inside = pad_places(lengths, group)
         longest = places.shape[1]
         reader = read(len(group) * beams)
         weight = np.full((len(group), beams), -np.inf)
@@ -116,7 +116,7 @@ def search_beam(
 
 
 def _make_step(
-    reader: Reader,
+    reader: LanguageReader,
     weight: Floats,
     path: Ints,
     candidates: Ints,
@@ -208,7 +208,7 @@ def sweep(
     """
     if not 0 <= first_kept < sweeps or blocks < 1:
         raise AuditError(f"at least one sweep must be kept, got sweeps={sweeps}, first_kept={first_kept}; ask for more")
-    place = place_in_text(lengths)
+    place = number_tokens(lengths)
     tokens = start.copy()
     total = np.zeros(evidence.shape)
     for done in range(sweeps * blocks):

@@ -11,7 +11,7 @@ from rapt.local.client.connection import Connection
 from rapt.local.client.objects import (
     Completion,
     Prediction,
-    not_understood,
+    make_answer_error,
     read_answers,
     read_chat_answer,
     read_completion,
@@ -151,7 +151,7 @@ def chat(
     answer = yield from service.ask("POST", "/v1/chat/completions", json=body, repeatable=True)
     found = read_answers(read_chat_answer, answer, name="choices")
     if len(found) != 1:
-        raise not_understood()
+        raise make_answer_error()
     return found[0]
 
 
@@ -172,5 +172,5 @@ def _dump_prompts(part: PrivatizedFile) -> Mapping[str, Any]:
 
 def _require_one_for_each(part: PrivatizedFile, found: list[T]) -> list[T]:
     if len(found) != len(part.records):
-        raise not_understood()
+        raise make_answer_error()
     return found

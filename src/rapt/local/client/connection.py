@@ -31,7 +31,7 @@ from rapt.errors import (
     UsageError,
     WireError,
 )
-from rapt.local.client.objects import not_understood, read_refusal
+from rapt.local.client.objects import make_answer_error, read_refusal
 from rapt.local.client.steps import Exchange, Pause, Sink, Steps
 from rapt.this_machine import is_loopback
 from rapt.wire.strict_json import parse_json
@@ -159,7 +159,7 @@ class Connection:
             raise _make_refused_error(response, content)
         value = _parse_json(content)
         if not isinstance(value, dict):
-            raise not_understood()
+            raise make_answer_error()
         return value
 
     def download(self, path: str, target: Path | IO[bytes], *, most: int, tag: str | None = None) -> Steps[None]:
@@ -204,7 +204,7 @@ class Connection:
             size = measure()
             rest = size > 0 and response.headers.get("content-range", "").startswith(f"bytes {size}-")
             if (response.status_code == _PARTIAL_CONTENT) != rest:
-                raise not_understood()
+                raise make_answer_error()
             written = size if rest else 0
             with open_target(rest=rest) as stream:
 
@@ -263,7 +263,7 @@ class Connection:
     def _keep(self, response: httpx2.Response, content: bytearray) -> Iterator[Sink]:
         """Keep the body of an answer, within limits; nothing of one that was compressed although nobody asked."""
         if response.headers.get("content-encoding", "identity") != "identity":
-            raise not_understood()
+            raise make_answer_error()
         until = time.monotonic() + self._timeout
 
         def take(chunk: bytes) -> None:

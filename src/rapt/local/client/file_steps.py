@@ -15,7 +15,7 @@ from typing import Final
 
 from rapt.errors import CorpusError
 from rapt.local.client.connection import Connection, quote_part
-from rapt.local.client.objects import FileInfo, not_understood, read_answer, read_answers, read_file_info
+from rapt.local.client.objects import FileInfo, make_answer_error, read_answer, read_answers, read_file_info
 from rapt.local.client.steps import Steps, work
 from rapt.whole_files import check_target, open_whole
 from rapt.wire.privatized_file import iterate_privatized_lines, read_bounded_lines
@@ -100,7 +100,7 @@ def fetch_file(service: Connection, file_id: str, path: Path | str, *, overwrite
             return digest.hexdigest()
 
         if (yield from work(compute_digest)) != info.sha256:
-            raise not_understood()
+            raise make_answer_error()
     return info
 
 

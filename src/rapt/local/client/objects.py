@@ -285,7 +285,7 @@ def read_answer(parse: Callable[[Mapping[str, Any]], T], answer: Mapping[str, An
     try:
         return parse(answer)
     except WireError:
-        raise not_understood() from None
+        raise make_answer_error() from None
 
 
 def read_answers(parse: Callable[[Mapping[str, Any]], T], answer: Mapping[str, Any], *, name: str = "data") -> list[T]:
@@ -310,7 +310,7 @@ def read_refusal(value: object) -> str:
     return "no reason given"
 
 
-def not_understood() -> ServiceError:
+def make_answer_error() -> ServiceError:
     """The error for an answer that is not what the API says."""
     return ServiceError("the service must answer as this version of rapt expects, and did not; is it a rapt service?")
 

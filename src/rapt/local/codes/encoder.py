@@ -26,7 +26,7 @@ from rapt.wire.model_files import (
     find_table_name,
     find_tensors,
     make_tokenizer,
-    not_a_tokenizer,
+    make_tokenizer_error,
     read_tensors,
 )
 from rapt.wire.model_folder import read_folder
@@ -170,7 +170,7 @@ def _find_around(tokenizer_json: bytes, *, model: str) -> tuple[tuple[int, ...],
         with catch_panic():
             encoding = tokenizer.encode("a")
     except Exception:  # the library raises plain Exception
-        raise not_a_tokenizer(model) from None
+        raise make_tokenizer_error(model) from None
     special = encoding.special_tokens_mask
     if 0 not in special:
         raise VocabularyError(f"the tokenizer of model={model!r} must have tokens for a text; choose another encoder")

@@ -61,7 +61,7 @@ def find_epsilon(guess: float, *, among: int) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guess:
+class TextGuess:
     """How often a guess of one of several equally likely texts is right.
 
     Attributes:
@@ -107,7 +107,7 @@ class TextStatement:
     epsilon: float
     manifest: Manifest | None
     record_epsilon: float
-    guesses: tuple[Guess, ...]
+    guesses: tuple[TextGuess, ...]
     persons: tuple[PersonSum, ...]
     reading: tuple[str, ...]
     not_protected: tuple[Exposure, ...]
@@ -234,7 +234,7 @@ def state_text_privacy(epsilon: float, *, manifest: Manifest | None = None) -> T
         epsilon=float(epsilon),
         manifest=manifest,
         record_epsilon=float(record),
-        guesses=tuple(Guess(among=n, blind=1 / n, right=bound_guess(epsilon, among=n)) for n in _AMONG),
+        guesses=tuple(TextGuess(among=n, blind=1 / n, right=bound_guess(epsilon, among=n)) for n in _AMONG),
         persons=tuple(
             PersonSum(texts=n, epsilon=n * record, right=bound_guess(n * record, among=_USUAL_AMONG)) for n in _TEXTS
         ),

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.errors import MechanismError
-from rapt.local.mechanisms.interface import MechanismKind, Option, check_token_ids
+from rapt.local.mechanisms.interface import MechanismKind, MechanismOption, check_token_ids
 from rapt.local.mechanisms.metric import LARGEST_DROP, PublicMetric
 from rapt.local.mechanisms.near_tokens import find_nearest_tokens
 from rapt.local.vocabulary import Vocabulary
@@ -218,6 +218,8 @@ CUSTEXT: Final = MechanismKind(
     build=CustextMechanism,
     promise=None,
     options={
-        "set_size": Option(default=SET_SIZE, help="words in a set, at least 2; the last set has up to twice as many")
+        "set_size": MechanismOption(
+            default=SET_SIZE, help="words in a set, at least 2; the last set has up to twice as many"
+        )
     },
 )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rapt.errors import MechanismError, WireError
 from rapt.local.mechanisms.certificate import Certificate, Subject, certify
 from rapt.local.mechanisms.exact_draws import CACHE_BYTES, ExactDraws
-from rapt.local.mechanisms.interface import MechanismKind, Option, Promise
+from rapt.local.mechanisms.interface import MechanismKind, MechanismOption, Promise
 from rapt.local.mechanisms.metric import LARGEST_DROP, PublicMetric, Scores
 from rapt.local.privacy_loss import PrivacyLoss, pure_loss
 from rapt.local.vocabulary import Vocabulary
@@ -95,7 +95,7 @@ def count_tokens(texts: Sequence[str], vocabulary: Vocabulary) -> OutputPrior:
 EUCLIDEAN: Final = "euclidean"
 # In TEM's paper open; as in the code of two re-implementations.
 OUTSIDE: Final = 0.001
-CALIBRATED_OPTION: Final = Option(
+CALIBRATED_OPTION: Final = MechanismOption(
     default=False, help="use the largest beta whose exact slope is at most eta; minutes, once for a vocabulary"
 )
 
@@ -272,7 +272,7 @@ EXPONENTIAL: Final = MechanismKind(
     build=make_exponential,
     promise=_PROMISE,
     options={
-        "prior": Option(
+        "prior": MechanismOption(
             default=UNIFORM, help="JSON file of token counts in public text; outputs follow them", read=_choose_prior
         ),
         "calibrated": CALIBRATED_OPTION,
@@ -284,6 +284,8 @@ TEM: Final = MechanismKind(
     build=make_tem,
     promise=_PROMISE,
     options={
-        "outside": Option(default=OUTSIDE, help="b: the output is farther than gamma at most this often; 1e-6 to 0.5")
+        "outside": MechanismOption(
+            default=OUTSIDE, help="b: the output is farther than gamma at most this often; 1e-6 to 0.5"
+        )
     },
 )

@@ -20,7 +20,7 @@ from rapt.wire.mechanism_setting import KNOWN_MECHANISMS, KnownMechanism, Mechan
 
 
 @dataclass(frozen=True, kw_only=True)
-class Option:
+class MechanismOption:
     """A public parameter of a mechanism beside eta; its value is recorded in the setting.
 
     Attributes:
@@ -35,7 +35,7 @@ class Option:
 
 
 def read_options(
-    given: Mapping[str, Parameter], known: Mapping[str, Option], *, mechanism: str
+    given: Mapping[str, Parameter], known: Mapping[str, MechanismOption], *, mechanism: str
 ) -> dict[str, Parameter]:
     """All options of a mechanism: the given ones, and the defaults of the others.
 
@@ -52,7 +52,7 @@ def read_options(
     }
 
 
-def _read_typed(value: Parameter, option: Option, name: str) -> Parameter:
+def _read_typed(value: Parameter, option: MechanismOption, name: str) -> Parameter:
     kind = type(option.default)
     if kind is float and type(value) is int:
         value = float(value)
@@ -182,7 +182,7 @@ class MechanismKind:
     name: str
     build: Callable[..., Mechanism]
     promise: Promise | None
-    options: Mapping[str, Option] = field(default_factory=dict)
+    options: Mapping[str, MechanismOption] = field(default_factory=dict)
 
     @property
     def known(self) -> KnownMechanism:
@@ -204,7 +204,7 @@ class MechanismKind:
         )
 
 
-def _read_chosen(value: Parameter, option: Option, vocabulary: Vocabulary) -> Any:
+def _read_chosen(value: Parameter, option: MechanismOption, vocabulary: Vocabulary) -> Any:
     return value if option.read is None else option.read(str(value), vocabulary)
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rapt.errors import MechanismError
 from rapt.local.mechanisms.interface import (
     MechanismKind,
-    Option,
+    MechanismOption,
     Promise,
     read_number,
 )
@@ -155,6 +155,8 @@ MAHALANOBIS: Final = MechanismKind(
     build=MahalanobisMechanism,
     promise=Promise(loss=_make_loss, remark=_remark),
     options={
-        "mixing": Option(default=MIXING, help="m, from 0 for the Euclidean metric to below 1 for the Mahalanobis one")
+        "mixing": MechanismOption(
+            default=MIXING, help="m, from 0 for the Euclidean metric to below 1 for the Mahalanobis one"
+        )
     },
 )

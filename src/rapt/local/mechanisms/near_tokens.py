@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.errors import MechanismError
-from rapt.local.mechanisms.interface import MechanismKind, Option
+from rapt.local.mechanisms.interface import MechanismKind, MechanismOption
 from rapt.local.mechanisms.laplace import LAPLACE_PROMISE, LaplaceMechanism, replace_noisy
 from rapt.local.mechanisms.metric import PublicMetric
 from rapt.local.vocabulary import Vocabulary
@@ -169,7 +169,9 @@ VICKREY: Final = MechanismKind(
     build=VickreyMechanism,
     promise=LAPLACE_PROMISE,
     options={
-        "tuning": Option(default=TUNING, help="t, from 0 for always the nearest token to 1 for always the second")
+        "tuning": MechanismOption(
+            default=TUNING, help="t, from 0 for always the nearest token to 1 for always the second"
+        )
     },
 )
 
@@ -263,5 +265,5 @@ RANK_FIX: Final = MechanismKind(
     name="rank-fix",
     build=RankFixMechanism,
     promise=LAPLACE_PROMISE,
-    options={"decay": Option(default=DECAY, help="c: rank k has weight exp(-c * eta * k); above 0")},
+    options={"decay": MechanismOption(default=DECAY, help="c: rank k has weight exp(-c * eta * k); above 0")},
 )

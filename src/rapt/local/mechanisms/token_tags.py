@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.errors import MechanismError, VocabularyError, WireError
-from rapt.local.mechanisms.interface import Option
+from rapt.local.mechanisms.interface import MechanismOption
 from rapt.local.vocabulary import Vocabulary, keep_by_hash
 from rapt.wire.strict_json import parse_object
 
@@ -241,6 +241,6 @@ def _list_token_names(vocabulary: Vocabulary) -> list[str]:
     return found
 
 
-TAGS_OPTION: Final = Option(
+TAGS_OPTION: Final = MechanismOption(
     default=BUILT_IN, help="JSON file of public word classes; the default are rules for English", read=choose_tags
 )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rapt.errors import MechanismError
 from rapt.local.mechanisms.certificate import Subject
 from rapt.local.mechanisms.exponential import CALIBRATED_OPTION, UNIFORM, ScoredMechanism, calibrate_scores
-from rapt.local.mechanisms.interface import MechanismKind, Option, Promise, read_number
+from rapt.local.mechanisms.interface import MechanismKind, MechanismOption, Promise, read_number
 from rapt.local.mechanisms.laplace import replace_noisy
 from rapt.local.mechanisms.metric import PublicMetric, Scores
 from rapt.local.mechanisms.token_tags import TAGS_OPTION, TokenTags
@@ -102,7 +102,7 @@ SOFT_POS: Final = MechanismKind(
     build=make_soft_pos,
     promise=Promise(loss=_make_loss, pure_only=True, remark=_remark),
     options={
-        "penalty": Option(default=PENALTY, help="distance between words of different classes, at least 0"),
+        "penalty": MechanismOption(default=PENALTY, help="distance between words of different classes, at least 0"),
         "tags": TAGS_OPTION,
         "calibrated": CALIBRATED_OPTION,
     },

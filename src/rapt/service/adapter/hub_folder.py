@@ -33,7 +33,7 @@ _CLASSES: Final = {
 }
 
 
-def hub_files(adapter: Adapter, *, backbone: Backbone) -> dict[str, bytes]:
+def make_hub_files(adapter: Adapter, *, backbone: Backbone) -> dict[str, bytes]:
     """The files of the folder, by name.
 
     Args:

@@ -23,7 +23,7 @@ from threading import Condition, Thread
 from typing import Any, Final, Generic, TypeVar
 
 from rapt.errors import BusyError, RaptError, UnavailableError
-from rapt.service.backbone.placement import out_of_memory
+from rapt.service.backbone.placement import is_out_of_memory
 
 # A queue that is fair between tenants: deficit round robin (Shreedhar and Varghese 1995).
 #
@@ -335,7 +335,7 @@ class Batcher(Generic[Row, Answer]):
         self._last_callers = len(tickets)
         measured = self._last_seconds / sum(work.cost for work in works)
         with self._changed:
-            self._seconds_per_cost = running_mean(self._seconds_per_cost, measured)
+            self._seconds_per_cost = update_mean(self._seconds_per_cost, measured)
             self._waiting -= {ticket for ticket in tickets if ticket.future.done()}
 
     def _serve_pass(self, works: list[_Work[Row, Answer]]) -> None:
@@ -363,7 +363,7 @@ def _split(works: list[_Work[Row, Answer]], error: Exception) -> list[list[_Work
     if len(tickets) > 1:
         return [[work for work in works if work.ticket is ticket] for ticket in tickets]
     half = len(works) // 2
-    return [works[:half], works[half:]] if half and out_of_memory(error) else []
+    return [works[:half], works[half:]] if half and is_out_of_memory(error) else []
 
 
 def require_room(queue: FairQueue[Any], cost: int, *, tenant: str, limit: int, seconds_per_cost: float) -> None:
@@ -384,7 +384,7 @@ def require_room(queue: FairQueue[Any], cost: int, *, tenant: str, limit: int, s
     )
 
 
-def running_mean(mean: float, measured: float) -> float:
+def update_mean(mean: float, measured: float) -> float:
     """An estimate of the speed, moved towards the last measurement; 0 is none yet."""
     return mean + _SMOOTHING * (measured - mean) if mean else measured
 
@@ -393,7 +393,7 @@ def told(error: Exception) -> Exception:
     """An error as its caller sees it: one that nobody foresaw keeps its class and loses its message."""
     if isinstance(error, RaptError):
         return error
-    if out_of_memory(error):
+    if is_out_of_memory(error):
         return UnavailableError(
             "the service must have memory for a pass over a row, got too little; send it again later, or a shorter text"
         )

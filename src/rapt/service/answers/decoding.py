@@ -20,9 +20,9 @@ from rapt.service.answers.rows import lay_out_rows
 from rapt.service.backbone.architectures import Kind
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.layout import embed_with_prompts, encode_with_prompts
-from rapt.service.backbone.library import cache_layers, empty_cache, rows_at, with_cache
+from rapt.service.backbone.library import empty_cache, list_cache_layers, make_cache_arguments, place_rows_at
 from rapt.service.backbone.placement import send
-from rapt.service.backbone.steering import NOTHING, Steering, steer, steered
+from rapt.service.backbone.steering import NOTHING, Steering, apply_steering, steer
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, EncoderDecoderCache
@@ -172,12 +172,12 @@ def read_with_decoder(
 def _run_forward(
     backbone: Backbone, inputs: Tensor, *, seen: Tensor, positions: Tensor, cache: RowCache, steering: Steering | None
 ) -> Tensor:
-    with steered(steering):
+    with apply_steering(steering):
         states: Tensor = backbone.encoder(
             inputs_embeds=inputs.to(backbone.dtype),
             attention_mask=seen,
             position_ids=positions,
-            **with_cache(backbone.encoder, cache),
+            **make_cache_arguments(backbone.encoder, cache),
         ).last_hidden_state
     return states
 
@@ -216,14 +216,14 @@ class EncoderDecoderRows:
         before = self._cache.get_seq_length()
         own = torch.arange(before + 1, device=last.device) >= before - self._written[:, None]
         seen_texts = torch.arange(int(self._read.max()), device=last.device) < self._read[:, None]
-        with steered(steering), rows_at(self._written[:, None]):
+        with apply_steering(steering), place_rows_at(self._written[:, None]):
             states: Tensor = self._backbone.decoder(
                 inputs_embeds=inputs,
                 attention_mask=own[:, None, None],
                 # Once they are in the cache, all that is asked is whether there are any.
                 encoder_hidden_states=inputs if texts is None else texts,
                 encoder_attention_mask=seen_texts[:, None, None],
-                **with_cache(self._backbone.decoder, self._cache),
+                **make_cache_arguments(self._backbone.decoder, self._cache),
             ).last_hidden_state
         self._written = self._written + 1
         return states[:, -1]
@@ -234,10 +234,10 @@ class EncoderDecoderRows:
         self._read, self._written = self._read[chosen], self._written[chosen]
         first = self._cache.get_seq_length() - int(self._written.max())
         width = int(self._read.max())
-        for layer in cache_layers(self._cache.self_attention_cache):
+        for layer in list_cache_layers(self._cache.self_attention_cache):
             here = chosen.to(layer.keys.device)  # a layer may be on a device of its own
             layer.keys, layer.values = layer.keys[here, :, first:], layer.values[here, :, first:]
-        for layer in cache_layers(self._cache.cross_attention_cache):
+        for layer in list_cache_layers(self._cache.cross_attention_cache):
             here = chosen.to(layer.keys.device)
             layer.keys, layer.values = layer.keys[here, :, :width], layer.values[here, :, :width]
 
@@ -272,7 +272,7 @@ def read_with_encoder_decoder(
 def _append(cache: DynamicCache, other: DynamicCache, *, at_end: bool) -> None:
     """Append rows, all filled up with columns to one width."""
     width = max(cache.get_seq_length(), other.get_seq_length())
-    for layer, added in zip(cache_layers(cache), cache_layers(other), strict=True):
+    for layer, added in zip(list_cache_layers(cache), list_cache_layers(other), strict=True):
         layer.keys = torch.cat([_widen_cache(keys, width, at_end=at_end) for keys in (layer.keys, added.keys)])
         layer.values = torch.cat(
             [_widen_cache(values, width, at_end=at_end) for values in (layer.values, added.values)]

@@ -24,9 +24,9 @@ from rapt.service.answers.rows import (
     SHORT_RANK,
     PrivateRow,
     check_fit,
+    choose_size_class,
     cut_into_passes,
     lay_out_rows,
-    size_class,
     spell_row,
 )
 from rapt.service.backbone.backbone import Backbone
@@ -119,18 +119,18 @@ def classify_pass(backbone: Backbone, rows: Sequence[ClassificationRow]) -> list
     tuned = [index for index, row in enumerate(rows) if row.adapter is not None]
     heads = [(row.adapter.head_weight, row.adapter.head_bias) for row in rows if row.adapter is not None]
     if len(tuned) == len(rows):
-        return class_probabilities(vectors, heads)
+        return compute_class_probabilities(vectors, heads)
     answers = [tuple(vector) for vector in vectors.tolist()]
     if tuned:
-        for index, answer in zip(tuned, class_probabilities(vectors[tuned], heads), strict=True):
+        for index, answer in zip(tuned, compute_class_probabilities(vectors[tuned], heads), strict=True):
             answers[index] = answer
     return answers
 
 
 def _choose_lane(row: ClassificationRow) -> Hashable:
     tuned = row.tuned
-    prefix = size_class(tuned.prefix_length, short=SHORT_PREFIX)
-    rank = size_class(tuned.highest_rank, short=SHORT_RANK) if tuned.lora else None
+    prefix = choose_size_class(tuned.prefix_length, short=SHORT_PREFIX)
+    rank = choose_size_class(tuned.highest_rank, short=SHORT_RANK) if tuned.lora else None
     return row.task, prefix, rank, row.compares
 
 
@@ -148,7 +148,7 @@ def _find_classes(name: str) -> Classes:
 _SLICE: Final = 16 * 1024 * 1024
 
 
-def class_probabilities(pooled: Tensor, heads: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[float, ...]]:
+def compute_class_probabilities(pooled: Tensor, heads: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[float, ...]]:
     """softmax(W_i g_i + b_i) of each row i, as many numbers as the row has classes.
 
     Args:

@@ -146,7 +146,7 @@ SHORT_PREFIX: Final = 64
 SHORT_RANK: Final = 64
 
 
-def size_class(length: int, *, short: int) -> int:
+def choose_size_class(length: int, *, short: int) -> int:
     """Rows of one class may be filled up to the longest of them: all that are short, or all within a factor of two."""
     return 0 if length <= short else (length - 1).bit_length()
 

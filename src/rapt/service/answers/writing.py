@@ -21,11 +21,11 @@ from threading import Condition, Thread
 from typing import Final, Literal, Protocol, TypeVar
 
 from rapt.errors import UnavailableError
-from rapt.service.answers.batching import TENANT_SHARE, BatchLimits, FairQueue, require_room, running_mean, told
+from rapt.service.answers.batching import TENANT_SHARE, BatchLimits, FairQueue, require_room, told, update_mean
 from rapt.service.answers.decoding import DecodingBatch
 from rapt.service.answers.generation import Choice, GenerationRow, check_generation
 from rapt.service.answers.prediction import Predictor
-from rapt.service.answers.rows import SHORT_PREFIX, cut_into_passes, size_class
+from rapt.service.answers.rows import SHORT_PREFIX, choose_size_class, cut_into_passes
 from rapt.service.backbone.backbone import Backbone
 
 # Rows that are written at once: beyond it a step of a small decoder takes longer in proportion.
@@ -76,8 +76,8 @@ class Text:
             return id(self)
         return (
             "shared",
-            size_class(self.row.tuned.prefix_length, short=SHORT_PREFIX),
-            size_class(self.cost, short=SHORT_TEXT),
+            choose_size_class(self.row.tuned.prefix_length, short=SHORT_PREFIX),
+            choose_size_class(self.cost, short=SHORT_TEXT),
         )
 
 
@@ -111,7 +111,7 @@ class LineSpeed:
             now: Time of a monotonic clock, s.
         """
         if self._since is not None and taken:
-            self.seconds_per_cost = running_mean(self.seconds_per_cost, (now - self._since) / taken)
+            self.seconds_per_cost = update_mean(self.seconds_per_cost, (now - self._since) / taken)
         if not left:
             self._since = None
         elif self._since is None or taken:

@@ -22,7 +22,7 @@ from rapt.service.backbone.codewords import Reader, find_rows
 from rapt.service.backbone.frame import ChatFrame, Frame
 from rapt.service.backbone.injection import Sites
 from rapt.service.backbone.noise_expected import NoiseExpected
-from rapt.service.backbone.steering import Steering, steered
+from rapt.service.backbone.steering import Steering, apply_steering
 from rapt.wire.code_bundle import CodeBundle
 from rapt.wire.model_files import make_tokenizer
 from rapt.wire.vocabulary_bundle import VocabularyBundle
@@ -168,7 +168,7 @@ class Backbone:
             )
             return found.float()
         positions = {"position_ids": position_ids + self.position_offset} if self.takes_positions else {}
-        with steered(steering):
+        with apply_steering(steering):
             states: Tensor = self.encoder(
                 inputs_embeds=inputs_embeds.to(self.dtype), attention_mask=attention_mask, **positions
             ).last_hidden_state
@@ -186,7 +186,7 @@ class Backbone:
             steering: Prefixes and low-rank changes of the rows; None leaves the model as it is.
         """
         assert self.decoder is not None, "only an encoder-decoder decodes"
-        with steered(steering):
+        with apply_steering(steering):
             states: Tensor = self.decoder(
                 inputs_embeds=self.embed(token_ids).to(self.dtype),
                 encoder_hidden_states=encoder_states.to(self.dtype),

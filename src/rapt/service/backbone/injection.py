@@ -1,7 +1,7 @@
 """How a steering reaches the inside of a frozen model: at its attention layers and its linear layers.
 
-`install` prepares a loaded model once. From then on, `with steered(...)` around a call gives that call its prefixes and
-low-rank changes; outside of it the model computes what it did before.
+`install` prepares a loaded model once. From then on, `with apply_steering(...)` around a call gives that call its
+prefixes and low-rank changes; outside of it the model computes what it did before.
 
 A prefix is put before the keys and values of each attention call, after their rotation and caching: it has no position,
 is visible to every query, and is never in a cache. So it works in encoders, under causal masks, left padding and
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from rapt.service.backbone.library import fused_attention, linear_sizes, quiet, register_attention
-from rapt.service.backbone.steering import Steering, current_steering, prepare_layers
+from rapt.service.backbone.library import attend_fused, quiet, read_linear_sizes, register_attention
+from rapt.service.backbone.steering import Steering, get_steering, prepare_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,9 +61,9 @@ class Sites:
     repeats: int = 1
 
 
-def keys_and_values(sites: Sites, token_ids: Tensor) -> Tensor:
+def compute_keys_and_values(sites: Sites, token_ids: Tensor) -> Tensor:
     """Compute what every attention site makes of a sequence of P tokens, (P,) -> (S, 2, H, P, d), float32."""
-    calls = _list_first_calls(attention_calls(sites.model, token_ids))
+    calls = _list_first_calls(record_attention_calls(sites.model, token_ids))
     return torch.stack([torch.cat([key, value]).float().to(token_ids.device) for _, key, value in calls])
 
 
@@ -73,7 +73,7 @@ def _list_first_calls(calls: list[AttentionCall]) -> list[AttentionCall]:
 
 
 @torch.no_grad()
-def attention_calls(model: PreTrainedModel, token_ids: Tensor) -> list[AttentionCall]:
+def record_attention_calls(model: PreTrainedModel, token_ids: Tensor) -> list[AttentionCall]:
     """Module, keys and values, each (1, H, P, d), of every attention call of one forward pass, in order."""
     calls: list[AttentionCall] = []
     token, one = _recorder.set(calls), token_ids[None]
@@ -94,7 +94,7 @@ def install(model: PreTrainedModel) -> Sites:
     register_attention(ATTENTION, _attend)
     model.set_attn_implementation(ATTENTION)
     names = {module: name for name, module in model.named_modules()}
-    calls = attention_calls(model, torch.zeros(1, dtype=torch.long, device=model.device))
+    calls = record_attention_calls(model, torch.zeros(1, dtype=torch.long, device=model.device))
     found = _list_first_calls(calls)
     for index, (module, _, _) in enumerate(found):
         setattr(module, _SITE, index)
@@ -128,7 +128,7 @@ def _hook_linear(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
     """The sizes of the linear layers by name, each hooked to be changed."""
     linear: dict[str, tuple[int, int]] = {}
     for name, module in model.named_modules():
-        sizes = linear_sizes(module)
+        sizes = read_linear_sizes(module)
         if sizes is not None:
             linear[name] = sizes
             module.register_forward_hook(_Change(name))
@@ -142,7 +142,7 @@ class _Change:
         self._name = name
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        steering = current_steering()
+        steering = get_steering()
         if steering is None or self._name not in steering.lora:
             return None
         return output + steering.lora[self._name].change(inputs[0].to(output.device))
@@ -162,7 +162,7 @@ def _attend(
     recorded = recorder()
     if recorded is not None:
         recorded.append((module, key, value))
-    steering = current_steering()
+    steering = get_steering()
     if steering is not None and steering.prefix is not None:
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         attention_mask = _mask_with_prefix(attention_mask, steering, query=query, key=key, causal=bool(causal))
@@ -175,7 +175,7 @@ def _attend(
     cap = extras.get("softcap")  # Gemma 2's, which torch's own kernel leaves out
     if cap is not None or is_written_out(query):
         asked = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        mixed = written_out(
+        mixed = attend_step_by_step(
             query,
             key,
             value,
@@ -186,7 +186,7 @@ def _attend(
             cap=cap,
         )
         return mixed.transpose(1, 2).contiguous(), None
-    return fused_attention(
+    return attend_fused(
         module,
         query,
         key,
@@ -227,7 +227,7 @@ def _mask_with_prefix(
 
 
 def is_written_out(query: Tensor) -> bool:
-    """Whether attention with this query is to be computed by `written_out`."""
+    """Whether attention with this query is to be computed by `attend_step_by_step`."""
     return torch.is_grad_enabled() and query.device.type == "cpu" and query.dtype == torch.bfloat16
 
 
@@ -241,11 +241,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, seen: Tensor | None) ->
         seen: True where a query sees a key, broadcastable to (B, H, Tq, Tk); None where all are seen.
     """
     if is_written_out(query):
-        return written_out(query, key, value, mask=seen)
+        return attend_step_by_step(query, key, value, mask=seen)
     return scaled_dot_product_attention(query, key, value, attn_mask=seen)
 
 
-def written_out(
+def attend_step_by_step(
     query: Tensor,
     key: Tensor,
     value: Tensor,

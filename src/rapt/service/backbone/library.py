@@ -37,7 +37,7 @@ class CacheLayer(Protocol):
     values: Tensor
 
 
-def with_cache(module: nn.Module, cache: object) -> dict[str, Any]:
+def make_cache_arguments(module: nn.Module, cache: object) -> dict[str, Any]:
     """Arguments of a forward pass that reads and fills a cache; before 5.24 it is called `past_key_values`."""
     return {_find_cache_argument(type(module).forward): cache, "use_cache": True}
 
@@ -54,7 +54,7 @@ def empty_cache() -> EncoderDecoderCache:
     return EncoderDecoderCache(DynamicCache(), DynamicCache())
 
 
-def cache_layers(cache: DynamicCache) -> list[CacheLayer]:
+def list_cache_layers(cache: DynamicCache) -> list[CacheLayer]:
     """The layers of a cache, whose keys and values may be replaced."""
     return cast(list[CacheLayer], cache.layers)
 
@@ -119,7 +119,7 @@ _places: ContextVar[Tensor | None] = ContextVar("places", default=None)
 
 
 def place_rows(decoder: nn.Module) -> None:
-    """Let a second half with a table of positions be told the position of each row's next word, by `rows_at`.
+    """Let a second half with a table of positions be told the position of each row's next word, by `place_rows_at`.
 
     By itself it counts the columns of its cache, which are the same for every row.
     """
@@ -136,7 +136,7 @@ def _compute_own_places(table: nn.Embedding, inputs: object, found: Tensor) -> T
 
 
 @contextmanager
-def rows_at(places: Tensor) -> Iterator[None]:
+def place_rows_at(places: Tensor) -> Iterator[None]:
     """Give the rows of the calls in this block, in this thread, their positions, (B, 1)."""
     token = _places.set(places)
     try:
@@ -154,7 +154,7 @@ def register_attention(name: str, attention: Callable[..., tuple[Tensor, None]])
     AttentionMaskInterface.register(name, sdpa_mask)
 
 
-def fused_attention(*tensors: Any, **settings: Any) -> tuple[Tensor, None]:
+def attend_fused(*tensors: Any, **settings: Any) -> tuple[Tensor, None]:
     """Compute attention as a model set to `sdpa` does; it calls an attention function with these very arguments."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -162,7 +162,7 @@ def fused_attention(*tensors: Any, **settings: Any) -> tuple[Tensor, None]:
     return answer
 
 
-def linear_sizes(module: nn.Module) -> tuple[int, int] | None:
+def read_linear_sizes(module: nn.Module) -> tuple[int, int] | None:
     """Sizes (in, out) of a linear layer, GPT-2's own kind included; None of anything else."""
     from transformers.pytorch_utils import Conv1D
 

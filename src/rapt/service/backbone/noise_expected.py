@@ -68,7 +68,7 @@ def read_noise_expected(folder: Path) -> NoiseExpected | None:
         ) from None
 
 
-def soft_embeddings_file(table: Tensor) -> bytes:
+def make_soft_embeddings_file(table: Tensor) -> bytes:
     """Return the file of a backbone that looks words up in a table of its own, (V, h)."""
     return save_tensors({_TABLE: table.contiguous()})
 

@@ -92,7 +92,7 @@ def load_backbone(
     config = json.loads((folder / "config.json").read_bytes())
     architecture = str(config.get("model_type"))
     architecture = ALIASES.get(architecture, architecture)
-    dtype = chosen_dtype(precision, place)
+    dtype = choose_dtype(precision, place)
     with room_for(model, place):
         loaded, more = None, make_loading_arguments(weights, dtype=dtype, device=place)
         if architecture in ARCHITECTURES:
@@ -267,7 +267,7 @@ def import_for(models: Iterable[str]) -> None:
         import_library()
 
 
-def chosen_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """Choose the number format that a backbone computes in on a device."""
     if precision == "auto":
         faster = prefers_bfloat16(device) if device.type == "cuda" else _measure_bfloat16_speedup() > 1.2

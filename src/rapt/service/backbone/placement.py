@@ -294,7 +294,7 @@ _CONTEXT: Final = 1 << 30
 _FOR_ANSWERS: Final = 1 << 30
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory was too small, of the processor or of a GPU."""
     # torch has a class of its own for what it takes of a GPU's memory only. What CUDA and its libraries take beside,
     # and the processor's memory, have messages and nothing else; oneDNN's products need memory of their own.

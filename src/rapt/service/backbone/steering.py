@@ -116,7 +116,7 @@ _current: ContextVar[Steering | None] = ContextVar("steering", default=None)
 
 
 @contextmanager
-def steered(steering: Steering | None) -> Iterator[None]:
+def apply_steering(steering: Steering | None) -> Iterator[None]:
     """Give the model calls in this block, in this thread, what `steering` holds inside the model.
 
     Soft prompts are not among it: they are part of the input vectors.
@@ -128,7 +128,7 @@ def steered(steering: Steering | None) -> Iterator[None]:
         _current.reset(token)
 
 
-def current_steering() -> Steering | None:
+def get_steering() -> Steering | None:
     """Return the steering of the model calls of this thread now."""
     return _current.get()
 
@@ -192,7 +192,7 @@ _recomputes: ContextVar[bool] = ContextVar("recomputes", default=False)
 
 
 @contextmanager
-def layers_recomputed(on: bool) -> Iterator[None]:
+def recompute_layers(on: bool) -> Iterator[None]:
     """Keep only the inputs of layers, for the gradient of the model calls of this block in this thread."""
     token = _recomputes.set(on)
     try:
@@ -202,13 +202,13 @@ def layers_recomputed(on: bool) -> Iterator[None]:
 
 
 def run_layer(layer: Callable[..., T], /, *inputs: object, **others: object) -> T:
-    """Return what a layer makes of its inputs, keeping those alone where `layers_recomputed` asks for it."""
+    """Return what a layer makes of its inputs, keeping those alone where `recompute_layers` asks for it."""
     if not (_recomputes.get() and torch.is_grad_enabled()):
         return layer(*inputs, **others)
-    steering = current_steering()  # the way back may run in another thread, as on a GPU, and after the block
+    steering = get_steering()  # the way back may run in another thread, as on a GPU, and after the block
 
     def run_again(*inputs: object) -> T:
-        with steered(steering):
+        with apply_steering(steering):
             return layer(*inputs, **others)
 
     # No state of a generator is kept, because a frozen model draws nothing.

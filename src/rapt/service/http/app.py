@@ -14,14 +14,14 @@ from rapt.service.http.door import Door
 from rapt.service.http.http_errors import add_error_handlers
 from rapt.service.http.middleware import BodyLimit, Envelope, Stopping
 from rapt.service.http.quotas import TenantPlaces
-from rapt.service.http.routes.admin import admin_router, health_router, key_router
-from rapt.service.http.routes.cacheable import code_router, page_router, vocabulary_router
-from rapt.service.http.routes.classify import classify_router
+from rapt.service.http.routes.admin import make_admin_router, make_health_router, make_key_router
+from rapt.service.http.routes.cacheable import make_code_router, make_page_router, make_vocabulary_router
+from rapt.service.http.routes.classify import make_classify_router
 from rapt.service.http.routes.completions import chat_router, completion_router
-from rapt.service.http.routes.files import file_router, upload_router
-from rapt.service.http.routes.jobs import job_router
-from rapt.service.http.routes.models import adapter_router, model_router
-from rapt.service.http.routes.pools import pool_router
+from rapt.service.http.routes.files import make_file_router, make_upload_router
+from rapt.service.http.routes.jobs import make_job_router
+from rapt.service.http.routes.models import make_adapter_router, make_model_router
+from rapt.service.http.routes.pools import make_pool_router
 from rapt.service.http.schemas import ErrorResponse
 from rapt.service.http.shares import Metered
 from rapt.version import __version__
@@ -64,22 +64,22 @@ def create_app(service: Service, *, stopping: Stopping) -> FastAPI:
     app.add_middleware(Metered)
     for router in (
         # In this order they are tried for a path, and predictions are what is asked most.
-        classify_router,
+        make_classify_router,
         completion_router,
         chat_router,
-        file_router,
-        upload_router,
-        job_router,
-        model_router,
-        adapter_router,
-        vocabulary_router,
-        code_router,
-        pool_router,
-        key_router,
-        admin_router,
+        make_file_router,
+        make_upload_router,
+        make_job_router,
+        make_model_router,
+        make_adapter_router,
+        make_vocabulary_router,
+        make_code_router,
+        make_pool_router,
+        make_key_router,
+        make_admin_router,
     ):
         app.include_router(router(service), dependencies=[_KEY_IN_THE_DESCRIPTION])
-    app.include_router(health_router(service))
+    app.include_router(make_health_router(service))
     if service.settings.page:
-        app.include_router(page_router())
+        app.include_router(make_page_router())
     return app

@@ -38,7 +38,7 @@ from rapt.service.jobs.worker import JobRunner, JobRunners
 from rapt.service.replicas.calls import ReplicaPlan
 from rapt.service.replicas.front import ReplicaBatches, Replicas, ReplicaSettings, ReplicaWriter, Room
 from rapt.service.storage.callers import LOCAL
-from rapt.service.storage.database import about_to_wait
+from rapt.service.storage.database import refuse_to_wait
 from rapt.service.storage.job_runs import warn_of_models_not_served
 from rapt.service.storage.key_rows import has_keys
 from rapt.service.storage.recovery import open_store
@@ -165,7 +165,7 @@ def _measure_memory_of_a_job(settings: Settings) -> int:
     return here if there is None else min(here, there)
 
 
-def precision_of(backbones: Iterable[Backbone]) -> str:
+def find_precision(backbones: Iterable[Backbone]) -> str:
     """The precision of language models that were loaded alike; a codebook among them is in float32 whatever it is."""
     dtypes = (backbone.dtype for backbone in backbones if not backbone.is_codebook)
     return str(next(dtypes, torch.float32)).removeprefix("torch.")
@@ -290,7 +290,7 @@ def open_service(
             log.warning("job %s waits: its base model is not served any more", job_id)
         runner: JobRunner | JobRunners
         if replicas is None:
-            precision = precision_of(backbones.values())
+            precision = find_precision(backbones.values())
             runner = make_runner(settings, store, backbones=backbones, precision=precision, fork_server=fork_server)
         else:
             runner = make_cluster_runners(settings, store, replicas, models=tuple(backbones))
@@ -303,7 +303,7 @@ def open_service(
                 codes=[backbone.code for backbone in backbones.values() if backbone.code is not None],
             ),
             runner=runner,
-            adapters=AdapterCache(settings.adapter_memory_bytes, before_waiting=about_to_wait),
+            adapters=AdapterCache(settings.adapter_memory_bytes, before_waiting=refuse_to_wait),
             predictors=predictors,
             writers=writers,
             replicas=replicas,
@@ -359,7 +359,7 @@ def make_replica_settings(settings: Settings, store: Store, backbones: Mapping[s
         service=read_service_id(store),
         models=name_models(settings),
         vocabularies={name: backbone.bundle.hash for name, backbone in backbones.items()},
-        precision="bfloat16" if precision_of(backbones.values()) == "bfloat16" else "float32",
+        precision="bfloat16" if find_precision(backbones.values()) == "bfloat16" else "float32",
         device=settings.device,
         weights=settings.weights,
         device_map=settings.device_map,

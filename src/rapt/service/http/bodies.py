@@ -148,7 +148,7 @@ def _is_json(content_type: str) -> bool:
     return kind.startswith("application/") and (kind == "application/json" or kind.endswith("+json"))
 
 
-def staged_route(service: Service, *, most: int) -> type[APIRoute]:
+def make_staged_route(service: Service, *, most: int) -> type[APIRoute]:
     """The kind of a router's routes; those with a form stage its files, of at most `most` bytes each.
 
     Before the route is called they raise:

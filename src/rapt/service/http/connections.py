@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rapt.service.http.http_errors import make_error_response
 from rapt.service.http.settings import Settings
-from rapt.service.http.shares import meter_of
+from rapt.service.http.shares import find_meter
 
 _NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 # A client may still be sending when it was refused: if it is cut off at once it never sees why.
@@ -106,7 +106,7 @@ class BoundedProtocol(H11Protocol):
         start = time.thread_time()
         super().data_received(data)
         if self.cycle is not None:
-            meter = meter_of(cast("Scope", self.cycle.scope))
+            meter = find_meter(cast("Scope", self.cycle.scope))
             meter.count(time.thread_time() - start)
             if self.cycle.response_complete and (wait := meter.wait()):  # the rest of a refused body
                 self.flow.pause_reading()

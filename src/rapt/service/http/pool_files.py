@@ -39,7 +39,7 @@ _MOST_KNOWN: Final = 8_192
 
 
 @contextmanager
-def pool_file(store: Store, gate: Gate, pool: StoredPool) -> Iterator[tuple[StagedFile, FileSummary]]:
+def open_pool_file(store: Store, gate: Gate, pool: StoredPool) -> Iterator[tuple[StagedFile, FileSummary]]:
     """The file of a pool that takes no more, its manifest with counts and digest and its lines, and what is in it.
 
     Raises:

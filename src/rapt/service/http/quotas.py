@@ -29,7 +29,7 @@ from rapt.errors import BusyError, NotFoundError, QuotaError
 from rapt.service.http.http_errors import answer_error
 from rapt.service.http.middleware import FORM_OVERHEAD, is_upload
 from rapt.service.http.settings import Settings
-from rapt.service.http.shares import OPEN_TO_ALL, Shares, meter_of, pace, run_in_thread
+from rapt.service.http.shares import OPEN_TO_ALL, Shares, find_meter, pace, run_in_thread
 from rapt.service.storage.store import Store
 from rapt.service.storage.tenant_rows import count_room, get_tenant, spend_tokens
 
@@ -258,7 +258,7 @@ class TenantPlaces:
             return
         caller = scope.get("state", {}).get("caller")
         tenant = OPEN_TO_ALL if caller is None else caller.tenant
-        meter_of(scope).belongs_to(tenant, shares=self._shares)
+        find_meter(scope).belongs_to(tenant, shares=self._shares)
         if scope["path"] == _ALWAYS:
             await self._app(scope, receive, send)
             return
@@ -289,7 +289,7 @@ class TenantPlaces:
         try:
             try:
                 left = until - asyncio.get_running_loop().time()
-                meter_of(scope).begin(await self._shares.admit(tenant, seconds=left))
+                find_meter(scope).begin(await self._shares.admit(tenant, seconds=left))
             except TimeoutError:
                 await _refuse(scope, receive, send, "a tenant must ask for less while others are there too")
                 return
@@ -313,7 +313,7 @@ class TenantPlaces:
         try:
             if has_place:
                 with suppress(TimeoutError):
-                    meter_of(scope).begin(await self._shares.admit(tenant, seconds=_LONGEST_WAIT_REFUSED))
+                    find_meter(scope).begin(await self._shares.admit(tenant, seconds=_LONGEST_WAIT_REFUSED))
             rule = f"a tenant must have at most {self._most} requests at once"
             await _refuse(scope, receive, send, rule, closes=not has_place)
         finally:

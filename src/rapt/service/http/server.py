@@ -28,7 +28,7 @@ import uvicorn
 from rapt.errors import UsageError
 from rapt.narration import log_to_stderr
 from rapt.service.backbone.backbone import Backbone
-from rapt.service.backbone.opening import check_model_files, chosen_dtype
+from rapt.service.backbone.opening import check_model_files, choose_dtype
 from rapt.service.backbone.placement import choose_device
 from rapt.service.http.app import create_app
 from rapt.service.http.assembly import fork_job_processes, load_backbones, make_runner, open_service
@@ -142,7 +142,7 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] = lambda url: N
         log.warning("RAPT_API_KEY is the key of a client and is not looked at; the service's own is RAPT_ADMIN_KEY")
     with ExitStack() as stack:
         begin_to_stop = stack.enter_context(stop_at_signals())
-        stack.enter_context(short_turns())
+        stack.enter_context(take_short_turns())
         listener = stack.enter_context(listen(settings))
         fork_server = None
         if forks and settings.worker_in_service and settings.engine == "local":
@@ -280,7 +280,7 @@ def _cut_off() -> None:
 
 
 @contextmanager
-def short_turns() -> Iterator[None]:
+def take_short_turns() -> Iterator[None]:
     """Within the block a thread that computes in Python lets another one go on after half a millisecond, not five.
 
     An answer needs a dozen turns of the event loop, and each may find another thread at work.
@@ -379,7 +379,7 @@ def work_with(
     fork_server: ForkServer | None = None,
 ) -> None:
     """Run jobs until the event, or until a signal interrupts the wait."""
-    precision = str(chosen_dtype(settings.precision, choose_device(settings.device))).removeprefix("torch.")
+    precision = str(choose_dtype(settings.precision, choose_device(settings.device))).removeprefix("torch.")
     with join_store(
         settings.data_directory,
         url=reveal(settings.database_url),

@@ -199,7 +199,7 @@ def _rest(account: _Account, *, rate: float) -> None:
     account.rests_until = account.at + min(account.at - account.full_at, _LONGEST_REST) * (1 / rate - 1)
 
 
-class Meter:
+class RequestMeter:
     """What one request takes of the processor, charged to its tenant once that is known."""
 
     def __init__(self) -> None:
@@ -287,18 +287,18 @@ def _measure_taken(start: tuple[float, float]) -> float:
     return max(processor - start[0], (clock - start[1]) * _WEIGHT_OF_WAITING)
 
 
-_METER: ContextVar[Meter | None] = ContextVar("rapt_meter", default=None)
+_METER: ContextVar[RequestMeter | None] = ContextVar("rapt_meter", default=None)
 
 
-def meter_of(scope: Scope) -> Meter:
+def find_meter(scope: Scope) -> RequestMeter:
     """The meter of a request."""
-    found: Meter = scope.setdefault("state", {}).setdefault("meter", Meter())
+    found: RequestMeter = scope.setdefault("state", {}).setdefault("meter", RequestMeter())
     return found
 
 
 def pace(scope: Scope, receive: Receive, send: Send) -> tuple[Receive, Send]:
     """The two ways of a body, each piece of which waits while its tenant has taken more than its share."""
-    meter, task = meter_of(scope), asyncio.current_task()
+    meter, task = find_meter(scope), asyncio.current_task()
 
     async def receive_in_turn() -> Message:
         message = await receive()
@@ -360,7 +360,7 @@ class Metered:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        meter = meter_of(scope)
+        meter = find_meter(scope)
         _METER.set(meter)
         try:
             await _Counted(_run(self._app, scope, receive, send), meter)
@@ -375,7 +375,7 @@ async def _run(work: Callable[[Unpack[Arguments]], Awaitable[None]], *args: *Arg
 class _Counted:
     """Awaits a coroutine and counts the time of the processor that each of its steps takes."""
 
-    def __init__(self, work: Coroutine[Any, Any, None], meter: Meter) -> None:
+    def __init__(self, work: Coroutine[Any, Any, None], meter: RequestMeter) -> None:
         self._work = work
         self._meter = meter
 

@@ -17,7 +17,7 @@ from rapt.service.backbone.layout import sequence_length
 from rapt.service.jobs.method_options import SETTINGS, MethodOptions, ReconstructionOptions
 from rapt.service.storage.file_rows import StoredFile
 from rapt.service.tuning.tasks import TASKS
-from rapt.service.tuning.tuning_config import ReconstructionConfig, TuningConfig, default_config
+from rapt.service.tuning.tuning_config import ReconstructionConfig, TuningConfig, make_default_config
 from rapt.wire.vocabulary_bundle import shorten_hash
 
 T = TypeVar("T")
@@ -48,10 +48,10 @@ def resolve_config(
                 "a run must have a learning_rate or a learning_rate_multiplier, which is a factor on the method's own, "
                 "got both; leave one out"
             )
-        given["learning_rate"] = default_config(method).learning_rate * factor
+        given["learning_rate"] = make_default_config(method).learning_rate * factor
     none = not METHODS[method].reconstructs and asked.reconstruction == "auto"
     reconstruction = None if none else _resolve_reconstruction(asked.reconstruction, file=file)
-    return replace(default_config(method), **given, seed=seed, reconstruction=reconstruction)
+    return replace(make_default_config(method), **given, seed=seed, reconstruction=reconstruction)
 
 
 def check_run(config: TuningConfig, *, file: StoredFile, backbone: Backbone) -> None:
@@ -122,7 +122,7 @@ def config_from_json(method: Mapping[str, Any], *, seed: int) -> TuningConfig:
         reconstruction = ReconstructionConfig(
             weight=own["weight"], head_size=own["hidden_size"], schedule=own["schedule"]
         )
-    return replace(default_config(kind), **given, seed=seed, reconstruction=reconstruction)
+    return replace(make_default_config(kind), **given, seed=seed, reconstruction=reconstruction)
 
 
 def _resolve_reconstruction(

@@ -206,7 +206,7 @@ def check_cost(
     )
     needed = 0
     for recompute in {"auto": (False, True), "always": (True,), "never": (False,)}[limits.gradient_checkpointing]:
-        needed = memory_of(backbone, config, sizes=sizes, recompute=recompute)
+        needed = bound_memory(backbone, config, sizes=sizes, recompute=recompute)
         if needed <= limits.memory_bytes:
             return recompute
     raise _make_too_large_error(
@@ -218,7 +218,7 @@ def check_cost(
     )
 
 
-def memory_of(backbone: Backbone, config: TuningConfig, *, sizes: Sizes, recompute: bool = False) -> int:
+def bound_memory(backbone: Backbone, config: TuningConfig, *, sizes: Sizes, recompute: bool = False) -> int:
     """Most bytes that a run takes beside its backbone, an estimate from above; less where it recomputes its layers."""
     trained = _COPIES_OF_PARAMETERS * _FLOAT * parameters_of(backbone, config, sizes=sizes)
     read = _BYTES_A_TOKEN * sizes.tokens + _BYTES_A_RECORD * sizes.records

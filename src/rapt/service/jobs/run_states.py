@@ -16,7 +16,7 @@ from rapt.errors import DamagedError, UnavailableError, WireError
 from rapt.service.storage.blobs import read_blob
 from rapt.service.storage.data_directory import explain_not_stored
 from rapt.service.storage.job_rows import StoredJob
-from rapt.service.storage.job_runs import add_run_state, latest_run_state
+from rapt.service.storage.job_runs import add_run_state, read_latest_run_state
 from rapt.service.storage.store import Store, is_blob, keeps_run_states, naming, release
 from rapt.service.tuning.run_state import RunState, load_run_state, pack_run_state, save_run_state, unpack_run_state
 from rapt.service.tuning.tuner import TuningCancelled
@@ -77,7 +77,7 @@ class RunStates:
 
     def latest(self) -> RunState | None:
         """The state to go on from; None to begin. The run is the same either way, only longer."""
-        found = latest_run_state(self._store, self._job)
+        found = read_latest_run_state(self._store, self._job)
         if found is None:
             return None
         try:

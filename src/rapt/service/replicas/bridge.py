@@ -25,7 +25,7 @@ from rapt.service.answers.batching import told
 from rapt.service.answers.writing import Written
 from rapt.service.jobs.job_run import Outcome
 from rapt.service.jobs.tuning_process import ChildSettings, name_run
-from rapt.service.replicas.calls import MissingAdapter, ReplicaPlan, Request
+from rapt.service.replicas.calls import MissingAdapter, ReplicaPlan, ReplicaRequest
 from rapt.service.replicas.replica import JobPlace, Replica, check_node
 from rapt.service.storage.job_rows import StoredJob
 
@@ -147,7 +147,7 @@ class _Bridge:
             while not inbox.empty():
                 parts.append(inbox.get_nowait())
             is_open = None not in parts
-            light: dict[tuple[str, str], list[Request]] = {}
+            light: dict[tuple[str, str], list[ReplicaRequest]] = {}
             for kind, value in (message for part in parts if part is not None for message in part):
                 if kind == "ask" and not value.is_written_to and value.cost <= _LIGHT:
                     light.setdefault((value.model, value.key), []).append(value)
@@ -189,17 +189,17 @@ class _Bridge:
             self._handles[key, stream] = self._handle.options(stream=stream, multiplexed_model_id=key)
         return self._handles[key, stream]
 
-    def _begin(self, requests: Sequence[Request], work: Coroutine[Any, Any, None]) -> None:
+    def _begin(self, requests: Sequence[ReplicaRequest], work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
         if len(requests) == 1:  # those that travel together are light: one caller's leaving ends them for nobody
             self._tasks[requests[0].number] = task
         task.add_done_callback(lambda _: self._end(requests))
 
-    def _end(self, requests: Sequence[Request]) -> None:
+    def _end(self, requests: Sequence[ReplicaRequest]) -> None:
         for request in requests:
             self._tasks.pop(request.number, None)
 
-    async def _classify(self, requests: Sequence[Request]) -> None:
+    async def _classify(self, requests: Sequence[ReplicaRequest]) -> None:
         left = list(requests)
 
         async def ask(files: dict[str, Any]) -> None:
@@ -215,7 +215,7 @@ class _Bridge:
         for request in left if error is not None else ():
             self._say(request.number, "error", error)
 
-    async def _write(self, request: Request) -> None:
+    async def _write(self, request: ReplicaRequest) -> None:
         tokens: list[int | None] = []
 
         async def ask(files: dict[str, Any]) -> None:
@@ -238,7 +238,7 @@ class _Bridge:
             self._say(request.number, "written", Written(error=error))
 
     async def _ask_until_done(
-        self, ask: Callable[[dict[str, Any]], Coroutine[Any, Any, None]], requests: Sequence[Request]
+        self, ask: Callable[[dict[str, Any]], Coroutine[Any, Any, None]], requests: Sequence[ReplicaRequest]
     ) -> Exception | None:
         """Ask again while replicas die; returns the error that is left."""
         files: dict[str, Any] = {}

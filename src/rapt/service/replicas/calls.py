@@ -96,7 +96,7 @@ class SentRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class ReplicaRequest:
     """The rows of one caller.
 
     Attributes:

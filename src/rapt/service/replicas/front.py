@@ -36,7 +36,7 @@ from rapt.service.backbone.backbone import Backbone
 from rapt.service.jobs.job_run import Outcome
 from rapt.service.jobs.tuning_process import ChildSettings
 from rapt.service.replicas.bridge import attend
-from rapt.service.replicas.calls import ReplicaPlan, Request, send_row
+from rapt.service.replicas.calls import ReplicaPlan, ReplicaRequest, send_row
 from rapt.service.storage.job_rows import StoredJob
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ class Replicas:
             for adapter, digest in dict(named).items():
                 if adapter is not None and digest is not None:
                     self._keep(adapter, digest)
-            self._out.put(("ask", Request(number=number, model=model, tenant=tenant, rows=sent, cost=cost)))
+            self._out.put(("ask", ReplicaRequest(number=number, model=model, tenant=tenant, rows=sent, cost=cost)))
         return number
 
     def cancel(self, number: int) -> None:

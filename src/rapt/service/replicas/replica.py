@@ -26,7 +26,7 @@ from rapt.service.answers.writing import Written, compute_answers
 from rapt.service.backbone.opening import check_model_files, load_served
 from rapt.service.jobs.job_run import Outcome
 from rapt.service.jobs.tuning_process import ChildSettings, TuningProcess, name_run
-from rapt.service.replicas.calls import MissingAdapter, ReplicaPlan, Request, receive_row
+from rapt.service.replicas.calls import MissingAdapter, ReplicaPlan, ReplicaRequest, receive_row
 from rapt.service.storage.job_rows import StoredJob
 
 # References to the files of adapters in Ray's store, by digest; each in a list, so that Ray does not fetch it.
@@ -80,11 +80,11 @@ class Replica:
         computing = compute_answers(self._backbones, limits=BatchLimits(waiting_cost=plan.waiting_cost))
         self._predictors, self._writers = self._closing.enter_context(computing)
 
-    async def classify(self, requests: Sequence[Request], files: References) -> list[list[Answer] | RaptError]:
+    async def classify(self, requests: Sequence[ReplicaRequest], files: References) -> list[list[Answer] | RaptError]:
         """The answers to each request, or the error of one that was refused; `MissingAdapter` asks for files."""
         return await asyncio.gather(*(self._classify(request, files) for request in requests))
 
-    async def _classify(self, request: Request, files: References) -> list[Answer] | RaptError:
+    async def _classify(self, request: ReplicaRequest, files: References) -> list[Answer] | RaptError:
         predictor = self._predictors[request.model]
         try:
             rows = [
@@ -101,7 +101,7 @@ class Replica:
             predictor.cancel(ticket)
             raise
 
-    async def write(self, request: Request, files: References) -> AsyncIterator[list[Written]]:
+    async def write(self, request: ReplicaRequest, files: References) -> AsyncIterator[list[Written]]:
         """The tokens of a text as they come, its end or its error last."""
         (sent,), writer = request.rows, self._writers[request.model]
         said: asyncio.Queue[Written] = asyncio.Queue()

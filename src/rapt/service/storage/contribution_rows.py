@@ -22,7 +22,7 @@ from rapt.service.storage.callers import Caller
 from rapt.service.storage.database import hold_alone
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import CONTRIBUTIONS, COUNTERS, KEYS, POOLS
-from rapt.service.storage.tenant_rows import check_bytes, room_of
+from rapt.service.storage.tenant_rows import check_bytes, read_room
 
 LONGEST_LINE: Final = 65_536  # bytes of a record: 10,000 tokens
 # Of a pool: a million codes have 45 MB.
@@ -184,7 +184,7 @@ def _share_out(connection: Connection, pool: Row[Any], *, tenant: str, count: in
         raise LimitError(f"a pool must have at most {pool.most} contributions, and has them; thank you")
     if size > bytes_room:
         check_bytes(connection, tenant, more=size - bytes_room, limit=max_bytes)
-        left = min(room_of(connection, tenant, limit=max_bytes), MOST_BYTES - granted)
+        left = min(read_room(connection, tenant, limit=max_bytes), MOST_BYTES - granted)
         more = min(left, size - bytes_room + max(_AHEAD, taken_bytes // 8))
         bytes_room += more
         connection.execute(update(POOLS).where(POOLS.c.id == pool.id).values(bytes=granted + more))

@@ -86,7 +86,7 @@ class WouldWait(Exception):
 
 
 @contextmanager
-def at_hand_only() -> Iterator[None]:
+def forbid_waiting() -> Iterator[None]:
     """Within the block nothing waits: what would raises `WouldWait`, before it has changed anything."""
     token = _AT_HAND_ONLY.set(True)
     try:
@@ -95,8 +95,8 @@ def at_hand_only() -> Iterator[None]:
         _AT_HAND_ONLY.reset(token)
 
 
-def about_to_wait() -> None:
-    """To be called before waiting for a disk or a server. Raises `WouldWait` within `at_hand_only`."""
+def refuse_to_wait() -> None:
+    """Raise `WouldWait` within `forbid_waiting`; called before anything that waits for a disk or a server."""
     if _AT_HAND_ONLY.get():
         raise WouldWait
 
@@ -246,7 +246,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection that sees one moment of the database. Raises `UnavailableError` while it is away."""
-        about_to_wait()
+        refuse_to_wait()
         with _answering(), self._engine.begin() as connection:
             yield connection
 
@@ -257,7 +257,7 @@ class Database:
         Raises:
             UnavailableError: The database is away. If it went while the block was made to stay, it may have stayed.
         """
-        about_to_wait()
+        refuse_to_wait()
         with _answering(), self._writing.begin() as connection:
             yield connection
 
@@ -268,7 +268,7 @@ class Database:
         For rows that have no number. Others add at the same moment, so each of its statements must hold whatever they
         do. Nothing in it may wait for the write lock. On SQLite it is `write`. Raises `UnavailableError` likewise.
         """
-        about_to_wait()
+        refuse_to_wait()
         beside = self._engine.execution_options(**{_WRITES: self.is_sqlite, _BESIDE: name})
         with _answering(), beside.begin() as connection:
             yield connection
@@ -279,7 +279,7 @@ class Database:
 
         For rows whose order nobody reads, such as buckets of tokens. Raises `UnavailableError` while it is away.
         """
-        about_to_wait()
+        refuse_to_wait()
         with _answering(), self._engine.connect() as connection:
             yield connection.execution_options(isolation_level="AUTOCOMMIT")
 

@@ -232,7 +232,7 @@ def add_run_state(store: Store, job: StoredJob, *, step: int, folder: str, now: 
     return True
 
 
-def latest_run_state(store: Store, job: StoredJob) -> StoredRunState | None:
+def read_latest_run_state(store: Store, job: StoredJob) -> StoredRunState | None:
     """The state to go on from; None when there is none."""
     with store.database.read() as connection:
         row = connection.execute(select(RUN_STATES).where(RUN_STATES.c.job_id == job.id)).first()

@@ -72,7 +72,7 @@ class StoredTenant:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Usage:
+class TenantUsage:
     """Amounts that a tenant has now."""
 
     bytes: int
@@ -141,12 +141,12 @@ def check_tenant(connection: Connection, name: str) -> None:
     _find(connection, name)
 
 
-def get_usage(store: Store, name: str) -> Usage:
+def get_usage(store: Store, name: str) -> TenantUsage:
     """Return what a tenant has now; of one that is not there, nothing."""
     with store.database.read() as connection:
         pools = select(COUNTERS.c.bytes_room).join(POOLS, POOLS.c.id == COUNTERS.c.pool_id)
         set_aside = pools.where(POOLS.c.tenant == name)  # for contributions that have not come
-        return Usage(
+        return TenantUsage(
             bytes=bytes_of(connection, name) - sum(connection.execute(set_aside).scalars()),
             jobs=count_jobs(connection, name),
             files=_count(connection, FILES, name),
@@ -156,7 +156,7 @@ def get_usage(store: Store, name: str) -> Usage:
 
 def check_bytes(connection: Connection, tenant: str, *, more: int, limit: int) -> None:
     """Refuse bytes beyond a tenant's quota, in the transaction that would add them. Raises `QuotaError`."""
-    if more > room_of(connection, tenant, limit=limit):
+    if more > read_room(connection, tenant, limit=limit):
         most = _bound_bytes(connection, tenant, limit=limit)
         raise QuotaError(
             f"a tenant must have at most {most} bytes of files and models; delete some, or ask the provider",
@@ -167,10 +167,10 @@ def check_bytes(connection: Connection, tenant: str, *, more: int, limit: int) -
 def count_room(store: Store, tenant: str, *, limit: int) -> int:
     """Bytes that a tenant may store beside what it has; negative if it has too many. `limit` is as in `check_bytes`."""
     with store.database.read() as connection:
-        return room_of(connection, tenant, limit=limit)
+        return read_room(connection, tenant, limit=limit)
 
 
-def room_of(connection: Connection, tenant: str, *, limit: int) -> int:
+def read_room(connection: Connection, tenant: str, *, limit: int) -> int:
     """Bytes that a tenant may store, as `count_room`, in a transaction."""
     return _bound_bytes(connection, tenant, limit=limit) - bytes_of(connection, tenant)
 

@@ -35,7 +35,7 @@ from rapt.service.tuning.losses import Tuning
 from rapt.service.tuning.result import Progress, TuningCancelled, adapter_of, evaluate
 from rapt.service.tuning.run import batches_per_epoch
 from rapt.service.tuning.tasks import TASKS, Classes, label_losses
-from rapt.service.tuning.tuning_config import TuningConfig, default_config
+from rapt.service.tuning.tuning_config import TuningConfig, make_default_config
 from rapt.teaching import teach_head
 from rapt.wire.code_bundle import CodeBundle, apply_center
 from rapt.wire.manifest import LabelPrivacy
@@ -68,7 +68,7 @@ def is_solved(config: TuningConfig, *, backbone: Backbone) -> bool:
 
 def check_code_config(config: TuningConfig) -> None:
     """Refuse settings of steps where none are made (`TuningError`)."""
-    usual = default_config(config.method)
+    usual = make_default_config(config.method)
     asked = [name for name in _OF_STEPS if getattr(config, name) != getattr(usual, name)]
     if asked:
         raise TuningError(

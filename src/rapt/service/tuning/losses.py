@@ -133,8 +133,10 @@ class Tuning(nn.Module):
             if draws is not None:
                 reconstruction = self._reconstruct_plain_texts(backbone, reader, head, draws, steering=steering)
         elif head is not None:
-            targets = plain_token_targets(records, self._plain, device=states.device)
-            reconstruction = reconstruction_loss(plain_states(states, layout, count=self._plain.count), targets, head)
+            targets = find_plain_token_targets(records, self._plain, device=states.device)
+            reconstruction = reconstruction_loss(
+                select_plain_states(states, layout, count=self._plain.count), targets, head
+            )
         return Losses(
             task=outcome.loss,
             reconstruction=reconstruction,
@@ -194,7 +196,7 @@ class ReconstructionHead(nn.Module):
         return logits
 
 
-def plain_states(states: Tensor, layout: Layout, *, count: int) -> Tensor:
+def select_plain_states(states: Tensor, layout: Layout, *, count: int) -> Tensor:
     """The states at the plain-token positions, (B, T, h) -> (B, m, h)."""
     columns = layout.plain_start[:, None] + torch.arange(count, device=states.device)
     return states.gather(1, columns[:, :, None].expand(-1, -1, states.shape[2]))
@@ -214,7 +216,9 @@ def reconstruction_loss(states: Tensor, targets: Tensor, head: ReconstructionHea
     return nn.functional.cross_entropy(head(states).flatten(0, 1), targets.flatten())
 
 
-def plain_token_targets(records: Sequence[PrivatizedRecord], plain: PlainTokens, *, device: torch.device) -> Tensor:
+def find_plain_token_targets(
+    records: Sequence[PrivatizedRecord], plain: PlainTokens, *, device: torch.device
+) -> Tensor:
     """Index in the pool of each record's true plain tokens, (B, m), int64."""
     index = plain.pool_index
     rows = [record.plain_tokens if plain.fixed is None else plain.fixed for record in records]

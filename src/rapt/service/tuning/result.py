@@ -14,7 +14,7 @@ from rapt.service.adapter.adapter import Adapter
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.steering import LoraPair, Tuned
 from rapt.service.tuning.losses import Tuning
-from rapt.service.tuning.tuning_config import TuningConfig, card_settings
+from rapt.service.tuning.tuning_config import TuningConfig, list_card_settings
 from rapt.training import Losses
 from rapt.version import __version__
 from rapt.wire.adapter_files import AdapterCard
@@ -135,7 +135,7 @@ def adapter_of(
     """A copy of what `tuning` holds now. The reconstruction head is dropped here (RAPT, Sec. 3)."""
     manifest = training.manifest
     tuned = _detach(tuning.tuned())
-    settings = card_settings(config) | {"records": manifest.records}
+    settings = list_card_settings(config) | {"records": manifest.records}
     if manifest.label_privacy is not None:
         settings |= {"label_epsilon": float(manifest.label_privacy.epsilon)}
     card = AdapterCard(

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from rapt.errors import TuningError
 from rapt.service.adapter.adapter import Adapter
 from rapt.service.backbone.backbone import Backbone
-from rapt.service.backbone.placement import out_of_memory
-from rapt.service.backbone.steering import layers_recomputed
+from rapt.service.backbone.placement import is_out_of_memory
+from rapt.service.backbone.steering import recompute_layers
 from rapt.service.tuning.losses import Tuning
 from rapt.service.tuning.processes import ALONE, Processes
 from rapt.service.tuning.result import Best, Progress, adapter_of, evaluate
@@ -163,7 +163,7 @@ class Run:
         while not (self.done or self._processes.as_first_says(should_stop())):
             epoch, place = divmod(self.step, self.steps_per_epoch)
             if not (place and batches):
-                batches = batches_of_epoch(lengths, size=size, seed=seed, epoch=epoch)
+                batches = list_batches(lengths, size=size, seed=seed, epoch=epoch)
             yield batches[place]
 
     def _descend(self, positions: Sequence[int]) -> Losses:
@@ -175,7 +175,7 @@ class Run:
             try:
                 return self._descend_in_parts(positions)
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 at_once = min(self._micro or len(positions), len(positions))
                 if at_once == 1 and (self._recomputes or not self._backbone.sites.layers):
@@ -200,8 +200,8 @@ class Run:
         reconstructs = self.config.reconstruction
         weight = 0.0 if reconstructs is None else reconstructs.weight_at(self.step / self.steps)
         task = right = reconstruction = 0.0
-        for part in parts_of_batch(self._processes.share(positions), size=self._micro):
-            with layers_recomputed(self._recomputes):
+        for part in split_batch(self._processes.share(positions), size=self._micro):
+            with recompute_layers(self._recomputes):
                 losses = self._tuning.losses(
                     [records[position] for position in part], draws=[(self.step, position) for position in part]
                 )
@@ -239,7 +239,7 @@ def _make_parameter_groups(tuning: Tuning, config: TuningConfig) -> list[Paramet
     ]
 
 
-def batches_of_epoch(lengths: Sequence[int], *, size: int, seed: int, epoch: int) -> list[list[int]]:
+def list_batches(lengths: Sequence[int], *, size: int, seed: int, epoch: int) -> list[list[int]]:
     """Positions of the records of each batch, in the order in which they are taken; every record comes once.
 
     The order is a function of the seed and the epoch alone. So a run that is resumed knows where it was from its step,
@@ -262,11 +262,11 @@ def batches_of_epoch(lengths: Sequence[int], *, size: int, seed: int, epoch: int
 
 
 def batches_per_epoch(records: int, *, size: int) -> int:
-    """Count the batches that `batches_of_epoch` gives."""
+    """Count the batches that `list_batches` gives."""
     return math.ceil(records / size)
 
 
-def parts_of_batch(batch: Sequence[int], *, size: int) -> list[Sequence[int]]:
+def split_batch(batch: Sequence[int], *, size: int) -> list[Sequence[int]]:
     """A batch in micro-batches of at most `size` records; 0 leaves it whole. An empty one has no parts."""
     size = size or max(1, len(batch))
     return [batch[first : first + size] for first in range(0, len(batch), size)]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rapt.errors import TuningError, VocabularyError, WireError
 from rapt.service.backbone.backbone import Backbone
-from rapt.service.tuning.tuning_config import TuningConfig, card_settings
+from rapt.service.tuning.tuning_config import TuningConfig, list_card_settings
 from rapt.training import Losses
 from rapt.whole_files import write_folder
 from rapt.wire.privatized_file import PrivatizedFile
@@ -94,7 +94,7 @@ def identity(
     validation: PrivatizedFile | None,
 ) -> RunIdentity:
     """Return the identity of a run with these arguments."""
-    settings = dump_line({**card_settings(config), "init_text": config.init_text})
+    settings = dump_line({**list_card_settings(config), "init_text": config.init_text})
     return RunIdentity(
         model=backbone.model,
         # A reader's hash covers its codebook.

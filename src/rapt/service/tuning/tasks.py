@@ -35,7 +35,7 @@ from rapt.wire.privatized_file import PrivatizedRecord
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class BatchOutcome:
     """The loss of one batch and how much of it was right.
 
     Attributes:
@@ -58,7 +58,7 @@ class Outcome:
 # 2). This is post-processing: it costs no privacy, and an attacker can do the same.
 
 
-def transition_matrix(*, classes: int, epsilon: float) -> NDArray[np.float64]:
+def make_transition_matrix(*, classes: int, epsilon: float) -> NDArray[np.float64]:
     """T of K-ary randomized response, (K, K): T[x, y] = P(y|x), e^ε / (e^ε + K - 1) on the diagonal."""
     ratio = math.exp(-epsilon)  # e^-ε does not overflow
     matrix = np.full((classes, classes), ratio)
@@ -86,7 +86,7 @@ def label_losses(logits: Tensor, labels: Tensor, *, label_privacy: LabelPrivacy 
     """Return the loss of each record, (B,), whose mean is `task_loss`."""
     if label_privacy is None:
         return nn.functional.cross_entropy(logits, labels, reduction="none")
-    matrix = transition_matrix(classes=logits.shape[1], epsilon=label_privacy.epsilon)
+    matrix = make_transition_matrix(classes=logits.shape[1], epsilon=label_privacy.epsilon)
     log_matrix = torch.as_tensor(np.log(np.maximum(matrix, 1e-300)), dtype=logits.dtype, device=logits.device)
     # log (Tᵀ p)[y] = logsumexp over x of log p[x] + log T[x, y]: no probability is ever rounded to 0.
     return -torch.logsumexp(nn.functional.log_softmax(logits, dim=1) + log_matrix.T[labels], dim=1)
@@ -176,7 +176,7 @@ class Generation:
         *,
         label_privacy: LabelPrivacy | None,
         steering: Steering | None = None,
-    ) -> Outcome:
+    ) -> BatchOutcome:
         """Mean cross-entropy of the target tokens and of the token that ends each; `right` counts tokens."""
         frame = backbone.frame
         closing = () if frame.eos_id is None else (frame.eos_id,)
@@ -197,7 +197,7 @@ class Generation:
             columns = (layout.answer_column[:, None] + torch.arange(width, device=place)).clamp(max=states.shape[1] - 1)
             vectors = states.gather(1, columns[:, :, None].expand(-1, -1, states.shape[2]))
         logits, wanted = backbone.word_logits(vectors[real]), words[real]  # (N, V) and (N,)
-        return Outcome(
+        return BatchOutcome(
             loss=nn.functional.cross_entropy(logits, wanted),
             right=(logits.argmax(dim=1) == wanted).sum(),
             total=len(wanted),
@@ -343,12 +343,12 @@ class Classes:
         *,
         label_privacy: LabelPrivacy | None,
         steering: Steering | None = None,
-    ) -> Outcome:
+    ) -> BatchOutcome:
         """Cross-entropy of the C classes, corrected for randomized labels; `right` counts rows."""
         compared = isinstance(head, TaskHead) and head.compares
         logits: Tensor = head(self.vectors(backbone, states, layout, steering=steering, compared=compared))
         (labels,) = send([torch.tensor([record.label for record in records])], states.device)
-        return Outcome(
+        return BatchOutcome(
             loss=task_loss(logits, labels, label_privacy=label_privacy),
             right=(logits.argmax(dim=1) == labels).sum(),
             total=len(records),

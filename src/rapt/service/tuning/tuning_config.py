@@ -61,7 +61,7 @@ class TuningConfig(MethodSettings):
     Attributes:
         task: Task to learn, a key of `tasks.TASKS`.
         label_words: A public word for each class, for the task `label_words`; empty takes the names of the labels.
-        method: A key of `METHODS`. The defaults suit prompt tuning; `default_config` knows those of the others.
+        method: A key of `METHODS`. The defaults suit prompt tuning; `make_default_config` knows those of the others.
         epochs: Passes over the records.
         batch_size: Records a step.
         micro_batch_size: Records that are computed at once, 0 for all of a step. It changes memory, not the gradient.
@@ -138,7 +138,7 @@ class TuningConfig(MethodSettings):
         return self.prompt_length if METHODS[self.method].prompt == "attention" else 0
 
 
-def default_config(method: str) -> TuningConfig:
+def make_default_config(method: str) -> TuningConfig:
     """The run that a method has where nothing else is said.
 
     Raises:
@@ -149,7 +149,7 @@ def default_config(method: str) -> TuningConfig:
     return TuningConfig(method=method, learning_rate=entry.learning_rate, reparametrization=entry.reparametrizations[0])
 
 
-def card_settings(config: TuningConfig) -> dict[str, float | int | str | bool | None]:
+def list_card_settings(config: TuningConfig) -> dict[str, float | int | str | bool | None]:
     """The run as flat settings for a card: everything but the words of `init_text`."""
     flat: dict[str, float | int | str | bool | None] = {}
     for name in TuningConfig.__dataclass_fields__:

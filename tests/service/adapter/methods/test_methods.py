@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rapt.service.adapter.methods import METHODS
-from rapt.service.tuning.tuning_config import default_config
+from rapt.service.tuning.tuning_config import make_default_config
 from tiny_backbones import TINY
 
 ROOT = Path(__file__).parents[4]
@@ -44,7 +44,7 @@ def test_another_name_is_no_method():
 def test_a_method_counts_what_it_trains(method, kind, tiny):
     backbone = tiny(kind)
     for network in METHODS[method].reparametrizations:
-        settings = replace(default_config(method), prompt_length=3, reparametrization=network, lora_rank=2)
+        settings = replace(make_default_config(method), prompt_length=3, reparametrization=network, lora_rank=2)
         made = METHODS[method].make(backbone, settings, (), torch.Generator().manual_seed(1))
         trained = sum(value.numel() for value in made.parameters())
         assert METHODS[method].parameters(backbone, settings) == trained

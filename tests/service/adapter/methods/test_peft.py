@@ -12,7 +12,7 @@ from closeness import assert_close
 from rapt.service.adapter.adapter import load_adapter, save_adapter
 from rapt.service.backbone.steering import LoraPair, Tuned, steer
 from rapt.service.tuning.tuner import tune
-from rapt.service.tuning.tuning_config import default_config
+from rapt.service.tuning.tuning_config import make_default_config
 from tuning_material import separable_file
 
 # Imported when it is needed, by the process that needs it: the import takes seconds.
@@ -48,7 +48,7 @@ def with_peft(backbone, folder, batch, *, positions=True):
 
 
 def tuned(backbone, method, folder):
-    config = dataclasses.replace(default_config(method), prompt_length=4, epochs=2, batch_size=16)
+    config = dataclasses.replace(make_default_config(method), prompt_length=4, epochs=2, batch_size=16)
     adapter = tune(backbone, separable_file(backbone), config=config)
     save_adapter(adapter, folder)
     return load_adapter(folder, backbone=backbone).tuned

@@ -157,7 +157,7 @@ PROMPT_OPTIONS: Final = (
 )
 
 
-def network_options(*networks: str) -> tuple[Option, ...]:
+def list_network_options(*networks: str) -> tuple[Option, ...]:
     """The options of a network that makes a prompt in training."""
     size = Annotated[int, Field(ge=1, le=MOST_HIDDEN)]
     return (
@@ -166,18 +166,18 @@ def network_options(*networks: str) -> tuple[Option, ...]:
     )
 
 
-def initial_vectors(
+def make_initial_vectors(
     backbone: Backbone, settings: MethodSettings, labels: tuple[str, ...], generator: torch.Generator
 ) -> Tensor:
     """P vectors at the place of word embeddings, (P, e), float32."""
-    token_ids = initial_tokens(backbone, settings, labels, generator)
+    token_ids = choose_initial_tokens(backbone, settings, labels, generator)
     if token_ids is not None:
         return backbone.word_embeddings[token_ids.to(backbone.device)].clone()
     spread = float(backbone.word_embeddings.std())
     return spread * torch.randn(settings.prompt_length, backbone.embedding_size, generator=generator)
 
 
-def initial_tokens(
+def choose_initial_tokens(
     backbone: Backbone, settings: MethodSettings, labels: tuple[str, ...], generator: torch.Generator
 ) -> Tensor | None:
     """The P tokens to start at, (P,), int64; None for initialization `random`.

@@ -16,9 +16,9 @@ from rapt.service.adapter.methods.method import (
     PROMPT_OPTIONS,
     Method,
     MethodSettings,
-    initial_vectors,
     linear,
-    network_options,
+    list_network_options,
+    make_initial_vectors,
     uniform_,
 )
 from rapt.service.adapter.methods.prompt_tuning import PROMPT_FORM
@@ -57,7 +57,7 @@ def make_p_tuning(
 ) -> PTuning:
     """The network and its inputs at their initial values."""
     return PTuning(
-        initial_vectors(backbone, settings, labels, generator),
+        make_initial_vectors(backbone, settings, labels, generator),
         recurrent=settings.reparametrization == "lstm",
         hidden_size=settings.reparametrization_size or backbone.hidden_size,
         generator=generator,
@@ -83,7 +83,7 @@ METHOD: Final = Method(
     parameters=_count_parameters,
     form=PROMPT_FORM,
     learning_rate=0.001,
-    options=(*PROMPT_OPTIONS, *network_options(*_NETWORKS)),
+    options=(*PROMPT_OPTIONS, *list_network_options(*_NETWORKS)),
     prompt="sequence",
     reparametrizations=_NETWORKS,
 )

@@ -23,14 +23,14 @@ from rapt.service.adapter.methods.method import (
     Method,
     MethodSettings,
     Shape,
-    initial_tokens,
-    initial_vectors,
+    choose_initial_tokens,
     linear,
-    network_options,
+    list_network_options,
+    make_initial_vectors,
 )
 from rapt.service.adapter.methods.prompt_tuning import PROMPT
 from rapt.service.backbone.backbone import Backbone
-from rapt.service.backbone.injection import Sites, keys_and_values
+from rapt.service.backbone.injection import Sites, compute_keys_and_values
 from rapt.service.backbone.steering import Tuned
 from rapt.wire.adapter_files import AdapterCard
 
@@ -80,21 +80,21 @@ def make_prefix_tuning(
     Raises:
         TuningError: The attention layers of the backbone differ in shape.
     """
-    shape = prefix_shape(backbone.sites, length=settings.prompt_length)
+    shape = compute_prefix_shape(backbone.sites, length=settings.prompt_length)
     if settings.reparametrization == "mlp":
         return ReparametrizedPrefix(
-            initial_vectors(backbone, settings, labels, generator),
+            make_initial_vectors(backbone, settings, labels, generator),
             shape=shape,
             hidden_size=settings.reparametrization_size or backbone.hidden_size,
             generator=generator,
         )
-    token_ids = initial_tokens(backbone, settings, labels, generator)
+    token_ids = choose_initial_tokens(backbone, settings, labels, generator)
     if token_ids is None:
         return PrefixTuning(_SPREAD * torch.randn(shape, generator=generator))
-    return PrefixTuning(keys_and_values(backbone.sites, token_ids.to(backbone.device)))
+    return PrefixTuning(compute_keys_and_values(backbone.sites, token_ids.to(backbone.device)))
 
 
-def prefix_shape(sites: Sites, *, length: int) -> tuple[int, int, int, int, int]:
+def compute_prefix_shape(sites: Sites, *, length: int) -> tuple[int, int, int, int, int]:
     """(S, 2, H, P, d) of a prefix.
 
     Raises:
@@ -109,7 +109,7 @@ def prefix_shape(sites: Sites, *, length: int) -> tuple[int, int, int, int, int]
 
 
 def _count_parameters(backbone: Backbone, settings: MethodSettings) -> int:
-    sites, two, heads, length, size = prefix_shape(backbone.sites, length=settings.prompt_length)
+    sites, two, heads, length, size = compute_prefix_shape(backbone.sites, length=settings.prompt_length)
     made = sites * two * heads * size
     if settings.reparametrization == "none":
         return length * made
@@ -119,7 +119,7 @@ def _count_parameters(backbone: Backbone, settings: MethodSettings) -> int:
 
 def _list_shapes(card: AdapterCard, backbone: Backbone, found: Mapping[str, Shape]) -> dict[str, Shape]:
     try:
-        sites, two, heads, length, size = prefix_shape(backbone.sites, length=card.prompt_length)
+        sites, two, heads, length, size = compute_prefix_shape(backbone.sites, length=card.prompt_length)
     except TuningError:
         raise WireError(
             "an adapter with a prefix must be of a backbone with attention layers of one shape; tune again"
@@ -134,7 +134,7 @@ def _to_tensors(tuned: Tuned) -> dict[str, Tensor]:
 
 
 def _read_tensors(tensors: Mapping[str, Tensor], card: AdapterCard, backbone: Backbone) -> Tuned:
-    sites, two, heads, length, size = prefix_shape(backbone.sites, length=card.prompt_length)
+    sites, two, heads, length, size = compute_prefix_shape(backbone.sites, length=card.prompt_length)
     return Tuned(prefix=tensors[PROMPT].view(length, sites, two, heads, size).permute(1, 2, 3, 0, 4).contiguous())
 
 
@@ -156,7 +156,7 @@ METHOD: Final = Method(
     parameters=_count_parameters,
     form=Form(shapes=_list_shapes, to_tensors=_to_tensors, from_tensors=_read_tensors, peft=_describe_for_peft),
     learning_rate=0.01,
-    options=(*PROMPT_OPTIONS, *network_options(*_NETWORKS)),
+    options=(*PROMPT_OPTIONS, *list_network_options(*_NETWORKS)),
     prompt="attention",
     reparametrizations=_NETWORKS,
 )

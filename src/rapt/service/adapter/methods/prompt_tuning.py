@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-from rapt.service.adapter.methods.method import PROMPT_OPTIONS, Form, Method, Shape, initial_vectors
+from rapt.service.adapter.methods.method import PROMPT_OPTIONS, Form, Method, Shape, make_initial_vectors
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.steering import Tuned
 from rapt.wire.adapter_files import AdapterCard
@@ -55,7 +55,7 @@ PROMPT_FORM: Final = Form(
 METHOD: Final = Method(
     title="soft prompt",
     make=lambda backbone, settings, labels, generator: PromptTuning(
-        initial_vectors(backbone, settings, labels, generator)
+        make_initial_vectors(backbone, settings, labels, generator)
     ),
     parameters=lambda backbone, settings: settings.prompt_length * backbone.embedding_size,
     form=PROMPT_FORM,

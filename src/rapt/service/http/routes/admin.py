@@ -48,7 +48,7 @@ from rapt.version import __version__
 _LEAST_ROOM: Final = 64 * 1024 * 1024  # bytes; with less, the next upload or state would fail half way
 
 
-def key_router(service: Service) -> APIRouter:
+def make_key_router(service: Service) -> APIRouter:
     """The routes of a tenant's own keys and usage."""
     routes = APIRouter(route_class=BodyRoute, prefix="/v1", tags=["keys"])
 
@@ -113,7 +113,7 @@ def show_usage(service: Service, tenant: str) -> UsageObject:
     )
 
 
-def admin_router(service: Service) -> APIRouter:
+def make_admin_router(service: Service) -> APIRouter:
     """The routes of whoever runs the service."""
     routes = APIRouter(route_class=BodyRoute, prefix="/v1/admin", tags=["admin"])
 
@@ -196,7 +196,7 @@ def _show_tenant(tenant: StoredTenant) -> TenantObject:
     return TenantObject(id=tenant.name, created_at=tenant.created_at, **vars(tenant.quotas))
 
 
-def health_router(service: Service) -> APIRouter:
+def make_health_router(service: Service) -> APIRouter:
     """The routes of operation."""
     routes = APIRouter(route_class=BodyRoute, tags=["health"])
 

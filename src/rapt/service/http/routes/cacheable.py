@@ -33,7 +33,7 @@ _TYPES: Final = {
 }
 
 
-def vocabulary_router(service: Service) -> APIRouter:
+def make_vocabulary_router(service: Service) -> APIRouter:
     """The routes of vocabulary bundles; the name of a tuned model stands for its base."""
     routes = APIRouter(route_class=BodyRoute, prefix="/v1/vocabularies", tags=["vocabularies"])
 
@@ -55,7 +55,7 @@ def vocabulary_router(service: Service) -> APIRouter:
     return routes
 
 
-def code_router(service: Service) -> APIRouter:
+def make_code_router(service: Service) -> APIRouter:
     """The routes of code bundles; the name of a tuned model stands for its base."""
     routes = APIRouter(route_class=BodyRoute, prefix="/v1/codes", tags=["vocabularies"])
 
@@ -106,7 +106,7 @@ class _FileToItsEnd(FileResponse):
         await super().__call__(scope, receive, send)
 
 
-def page_router() -> APIRouter:
+def make_page_router() -> APIRouter:
     """The routes of the page."""
     routes = APIRouter(include_in_schema=False)
     content_of = contents()

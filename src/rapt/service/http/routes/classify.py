@@ -17,7 +17,7 @@ from rapt.service.answers.prediction import Predictor, row_of
 from rapt.service.answers.rows import count_added_positions
 from rapt.service.http.assembly import Service
 from rapt.service.http.bodies import BodyRoute, run_in_body_thread
-from rapt.service.http.door import at_hand_or_in_thread
+from rapt.service.http.door import run_at_hand_or_in_thread
 from rapt.service.http.parameters import CallerOf
 from rapt.service.http.routes.answering import MOST_PROBABILITIES, await_answers, begin_or_undo
 from rapt.service.http.routes.models import load_tuned_adapters
@@ -29,7 +29,7 @@ from rapt.wire.privatized_file import parse_query
 _FEW: Final = 4
 
 
-def classify_router(service: Service) -> APIRouter:
+def make_classify_router(service: Service) -> APIRouter:
     """The route of predictions."""
     routes = APIRouter(route_class=BodyRoute, prefix="/v1", tags=["predictions"])
 
@@ -38,7 +38,7 @@ def classify_router(service: Service) -> APIRouter:
         """Predict the label of each record. Labels of the records are not needed, and not looked at."""
         # Checking many ids, or asking the database and the disk, is for a thread: others are served meanwhile.
         in_place = len(body.records) <= _FEW
-        admit = at_hand_or_in_thread if in_place else functools.partial(run_in_body_thread, request)
+        admit = run_at_hand_or_in_thread if in_place else functools.partial(run_in_body_thread, request)
         adapter, ticket = await begin_or_undo(
             admit(_admit, service, body, caller), undo=lambda both: _find_predictor(service, both[0]).cancel(both[1])
         )

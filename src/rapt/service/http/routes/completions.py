@@ -48,7 +48,7 @@ from rapt.service.http.completion_schemas import (
 )
 from rapt.service.http.parameters import CallerOf
 from rapt.service.http.routes.answering import Answering, Prompt, start_answering
-from rapt.service.http.routes.pieces import Piece, Token, event_stream
+from rapt.service.http.routes.pieces import Piece, Token, stream_events
 from rapt.service.storage.callers import Caller
 from rapt.wire.privatized_file import parse_query
 
@@ -203,7 +203,7 @@ def completion_router(service: Service) -> APIRouter:
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
             events = _completion_events(frame, answering, request, logprobs=top is not None, usage=usage)
-            return event_stream(events, on_end=answering.stop)
+            return stream_events(events, on_end=answering.stop)
         pieces: list[list[Piece]] = [[] for _ in prompts]
         async for piece in answering.pieces(request):
             pieces[piece.index].append(piece)
@@ -299,7 +299,7 @@ def chat_router(service: Service) -> APIRouter:
             frame = ChatChunk(id=answer_id, created=created, model=body.model, choices=[])
             usage = body.stream_options is not None and body.stream_options.include_usage
             events = _chat_events(frame, answering, request, logprobs=body.logprobs, usage=usage)
-            return event_stream(events, on_end=answering.stop)
+            return stream_events(events, on_end=answering.stop)
         pieces = [piece async for piece in answering.pieces(request)]
         finish = pieces[-1].finish
         assert finish is not None  # the last piece has one

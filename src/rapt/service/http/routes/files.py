@@ -14,7 +14,7 @@ from fastapi.responses import StreamingResponse
 
 from rapt.errors import BusyError, LimitError, UsageError
 from rapt.service.http.assembly import Service
-from rapt.service.http.bodies import staged, staged_route
+from rapt.service.http.bodies import make_staged_route, staged
 from rapt.service.http.parameters import After, CallerOf, IdempotencyKey, LongLimit, Order, make_cursor, make_list
 from rapt.service.http.schemas import (
     CompleteRequest,
@@ -47,9 +47,9 @@ _LONGEST_NAME: Final = 255
 _LONGEST_PAGE: Final = 1000
 
 
-def file_router(service: Service) -> APIRouter:
+def make_file_router(service: Service) -> APIRouter:
     """The routes of files."""
-    route = staged_route(service, most=service.settings.max_file_bytes)
+    route = make_staged_route(service, most=service.settings.max_file_bytes)
     routes = APIRouter(prefix="/v1/files", tags=["files"], route_class=route)
 
     @routes.post("", form_limits={"max_files": 1, "max_fields": 6, "max_part_size": 4096})
@@ -148,9 +148,9 @@ def _iterate_chunks(stream: BinaryIO) -> Iterator[bytes]:
             yield chunk
 
 
-def upload_router(service: Service) -> APIRouter:
+def make_upload_router(service: Service) -> APIRouter:
     """The routes of uploads."""
-    route = staged_route(service, most=service.settings.max_part_bytes)
+    route = make_staged_route(service, most=service.settings.max_part_bytes)
     routes = APIRouter(prefix="/v1/uploads", tags=["files"], route_class=route)
     joining = _Joining()
 

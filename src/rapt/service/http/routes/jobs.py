@@ -39,7 +39,7 @@ from rapt.service.storage.model_rows import StoredModel
 _MOST_PAIRS: Final = 16
 
 
-def job_router(service: Service) -> APIRouter:
+def make_job_router(service: Service) -> APIRouter:
     """The routes of jobs and their events."""
     routes = APIRouter(route_class=BodyRoute, prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 

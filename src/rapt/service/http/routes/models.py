@@ -25,11 +25,11 @@ from rapt.service.adapter.adapter import (
     read_card,
 )
 from rapt.service.adapter.adapter_check import list_methods
-from rapt.service.adapter.hub_folder import hub_files
+from rapt.service.adapter.hub_folder import make_hub_files
 from rapt.service.adapter.methods import METHODS
 from rapt.service.http.admission import check_mechanism
 from rapt.service.http.assembly import Service
-from rapt.service.http.bodies import BodyRoute, staged_route
+from rapt.service.http.bodies import BodyRoute, make_staged_route
 from rapt.service.http.parameters import After, CallerOf, LongLimit, make_cursor
 from rapt.service.http.schemas import AdapterRequest, Deleted, ListOf, ModelDetail, ModelObject
 from rapt.service.storage.callers import Caller
@@ -48,7 +48,7 @@ _SUFFIX: Final = "imported"
 AdapterForm = Literal["rapt", "hub"]
 
 
-def model_router(service: Service) -> APIRouter:
+def make_model_router(service: Service) -> APIRouter:
     """The routes of models."""
     routes = APIRouter(route_class=BodyRoute, prefix="/v1/models", tags=["models"])
 
@@ -153,9 +153,9 @@ def _make_detail(service: Service, base: str) -> ModelDetail:
     )
 
 
-def adapter_router(service: Service) -> APIRouter:
+def make_adapter_router(service: Service) -> APIRouter:
     """The routes of adapters."""
-    route = staged_route(service, most=service.settings.max_request_bytes)
+    route = make_staged_route(service, most=service.settings.max_request_bytes)
     routes = APIRouter(prefix="/v1", tags=["models"], route_class=route)
 
     @routes.get(
@@ -169,7 +169,7 @@ def adapter_router(service: Service) -> APIRouter:
         model = get_model(service.store, model_id, tenant=caller.tenant)
         if form == "hub":
             adapter = load_tuned(service, model)
-            archive = pack_adapter(hub_files(adapter, backbone=service.backbone(model.base)))
+            archive = pack_adapter(make_hub_files(adapter, backbone=service.backbone(model.base)))
         else:
             archive = read_adapter_archive(service.store, model)
         headers = {"content-disposition": 'attachment; filename="adapter.zip"'}

@@ -141,7 +141,7 @@ class _EventStream(StreamingResponse):
         yield DONE
 
 
-def event_stream(events: AsyncIterator[BaseModel], *, on_end: Callable[[], None]) -> StreamingResponse:
+def stream_events(events: AsyncIterator[BaseModel], *, on_end: Callable[[], None]) -> StreamingResponse:
     """The answer that sends each value as it comes, and calls `on_end` when nobody reads any more."""
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}  # a proxy must not hold pieces back
     return _EventStream(events, on_end=on_end, headers=headers)

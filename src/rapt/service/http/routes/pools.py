@@ -16,7 +16,7 @@ from rapt.errors import UsageError
 from rapt.service.http.assembly import Service
 from rapt.service.http.bodies import BodyRoute, run_in_body_thread
 from rapt.service.http.parameters import After, CallerOf, Limit, make_cursor, make_list
-from rapt.service.http.pool_files import count_codewords, pool_file
+from rapt.service.http.pool_files import count_codewords, open_pool_file
 from rapt.service.http.pool_schemas import (
     ContributionObject,
     ContributionRequest,
@@ -58,7 +58,7 @@ _PACKED: Final[dict[str, Any]] = {
 _RANDOMNESS: Final = Randomness(source="the contributors of a pool, each at home")
 
 
-def pool_router(service: Service) -> APIRouter:
+def make_pool_router(service: Service) -> APIRouter:
     """The routes of pools and their contributions."""
     routes = APIRouter(route_class=BodyRoute, prefix="/v1/pools", tags=["pools"])
 
@@ -182,7 +182,7 @@ def pool_router(service: Service) -> APIRouter:
         if pool.status == "closed":
             return show_pool(pool, service)
         if (file_id := pool.file_id) is None:
-            with pool_file(service.store, service.gate, pool) as (staged, summary):
+            with open_pool_file(service.store, service.gate, pool) as (staged, summary):
                 file_id = add_file(
                     service.store,
                     staged,
