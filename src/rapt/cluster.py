@@ -156,10 +156,10 @@ def hold_attendant(
     Args:
         attendant: Function of a module that is called with the module `ray` and the process's end of the pipe. An
             `EOFError` ends it, and so does an error of ours, which is sent.
-        address: As `join_cluster` takes it.
-        cores: As `join_cluster` takes it.
-        store_bytes: As `join_cluster` takes it.
-        wait: How long the cluster may take to let the process in, s.
+        address: Address of the cluster, as in `join_cluster`.
+        cores: Number of cores, as in `join_cluster`.
+        store_bytes: Size of the object store, as in `join_cluster`.
+        wait: Longest time that the cluster may take to let the process in, s.
 
     Yields:
         Our end of the pipe, and the number of cores of the cluster.

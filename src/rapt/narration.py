@@ -43,7 +43,7 @@ def show_stages(meter: Meter, weights: Mapping[str, float]) -> Callable[[str, fl
 
     Args:
         meter: Meter of 100 units.
-        weights: How long each stage takes, in any unit, in the order in which they come.
+        weights: Time that each stage takes, in any unit, in the order in which they come.
     """
     begun = time.monotonic()
     before = {name: sum(list(weights.values())[:place]) for place, name in enumerate(weights)}

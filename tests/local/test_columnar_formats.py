@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rapt.errors import CorpusError, UsageError
-from rapt.local.corpus import Reading, read_columns, read_corpus
+from rapt.local.corpus import ReadingProgress, read_columns, read_corpus
 
 SECRET = "zanzibarsecret"
 TEXTS = ["good film", "naïve 你好 🎉", "two\nlines"]
@@ -60,7 +60,7 @@ def test_a_folder_of_shards_is_read_as_one_file(tmp_path, names):
     folder = shards(tmp_path / "data", names)
     (folder / "README.md").write_text("a data set")
     expected = [(f"text {place}", None) for place in range(len(names)) for _ in range(2)]
-    reading = Reading()
+    reading = ReadingProgress()
     assert rows(folder, label_column=None, reading=reading) == expected
     assert (reading.done, reading.total) == (len(expected), len(expected))
 
@@ -105,7 +105,7 @@ def test_records_are_read_from_columns(make, labels, names):
 
 
 def test_who_shows_progress_learns_how_much_was_read(make):
-    reading, shares = Reading(), []
+    reading, shares = ReadingProgress(), []
     for _ in read_corpus(make({"text": [f"text {i}" for i in range(3_000)]}), label_column=None, reading=reading):
         shares.append(reading.share)
     assert shares == sorted(shares)

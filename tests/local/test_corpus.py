@@ -11,7 +11,7 @@ import pytest
 
 from harmless import SECRET, assert_harmless
 from rapt.errors import CorpusError, UsageError
-from rapt.local.corpus import LabelledText, Reading, privatize_corpus, read_corpus
+from rapt.local.corpus import LabelledText, ReadingProgress, privatize_corpus, read_corpus
 from rapt.local.randomness import insecure_stream
 
 
@@ -62,7 +62,7 @@ def test_compressed_files_and_those_of_old_windows_give_the_same_records(file, s
     assert rows(file(f"a.{suffix}", content)) == GOOD
     assert rows(file(f"a.{suffix}.gz", gzip.compress(content))) == GOOD
     assert rows(file(f"a.{suffix}.zst", zstd(content))) == GOOD
-    reading = Reading()
+    reading = ReadingProgress()
     list(read_corpus(file("b.csv.gz", gzip.compress(LINES["csv"].encode())), reading=reading))
     assert reading.share == 1.0
 
@@ -98,7 +98,7 @@ def test_records_without_a_text_are_passed_over_and_counted_where_that_is_asked_
     ],
 )
 def test_who_shows_progress_learns_how_much_was_read(file, name, content):
-    reading, shares = Reading(), []
+    reading, shares = ReadingProgress(), []
     assert reading.share == 0.0
     for _ in read_corpus(file(name, content), reading=reading):
         shares.append(reading.share)

@@ -42,7 +42,7 @@ def export_prompts(desk: Desk, path: Path) -> int:
     """Write prompts about public texts, and their answers beside them; returns how many.
 
     Args:
-        desk: What the attacker has: public text among it, which is taken for public and must not be lent.
+        desk: Desk of the attacker, with public text, which is taken for public and must not be lent.
         path: File of the prompts, JSON lines of `id` and `prompt`; the answers go to the same name with `ANSWERS`.
 
     Raises:

@@ -76,7 +76,7 @@ class WordList:
         Args:
             tokens: Tokens of all texts, -1 for none, (n,).
             lengths: Lengths of each text.
-            pieces: Which rows of the table go on a word, (V,).
+            pieces: Mask of the rows of the table that go on a word, (V,).
         """
         text = np.repeat(np.arange(len(lengths)), lengths)
         firsts: defaultdict[int, list[int]] = defaultdict(list)

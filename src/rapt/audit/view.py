@@ -84,7 +84,7 @@ class PublicText:
 
     Attributes:
         contents: Token ids of each text, rows of the table.
-        source: In words, for the report.
+        source: Words for the report that say where the texts are from.
         labels: Label of each text, by its place among the labels of the attacked file, -1 for another; None where the
             texts have none.
     """

@@ -271,7 +271,7 @@ def privatize(
       rapt privatize huge.parquet huge.codes.jsonl --epsilon 4 --resume --engine ray --ray-address 10.0.0.5:6379
       zcat logs.csv.gz | rapt privatize - - --format csv --eta 75 | rapt tune -
     """
-    from rapt.local.corpus import CorpusCheck, Reading, check_output, privatize_corpus
+    from rapt.local.corpus import CorpusCheck, ReadingProgress, check_output, privatize_corpus
     from rapt.local.kept_share import KeptShares, check_kept_shares
     from rapt.local.ledger_place import describe_run, name_receipt, refuse_ledger_files, write_receipt
     from rapt.local.policy.policy_privatizer import PolicyPrivatizer
@@ -363,7 +363,7 @@ def privatize(
     if shuffle is None:
         shuffle = not no_label or target_column is not None
     order_key = make_order_key(stream.provenance) if shuffle else None
-    reading, pace = Reading(), Pace()
+    reading, pace = ReadingProgress(), Pace()
     unknown_tokens = 0
     kept: KeptShares | None = None
 

@@ -305,7 +305,7 @@ def run_comparison(
         plan: Plan of the comparison.
         split: Texts of training and evaluation.
         results: JSONL file that is appended to.
-        processes: How many cells at once, one thread each.
+        processes: Number of cells at once, one thread each.
         cluster: Ray cluster whose tasks run the cells instead; its nodes must be trusted, and have the models' files.
         on_row: Called with the number of results and their total, first before any work.
 

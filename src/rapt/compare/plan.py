@@ -66,7 +66,7 @@ class Arm:
 
     Attributes:
         says: Difference from the common run, in one line.
-        unit: What is privatized: `token`, whole texts as codes (`text`), or nothing that leaves (`home`).
+        unit: Unit that is privatized: `token`, whole texts as codes (`text`), or nothing that leaves (`home`).
         code: Whether it needs the plan's code: the codewords, or the encoder alone.
         clean: Trained and judged on text in clear.
         plain_tokens: Whether the plain tokens stand in the sequence.
@@ -289,7 +289,7 @@ class ComparisonPlan:
         policy: TOML file of the entity policy; None where no arm needs one.
         privatizations: Releases of the evaluation text for each model; every model of one seed answers the same ones.
         plain_tokens: m, before each text.
-        plain_pool: How many tokens they are drawn from, |T|.
+        plain_pool: Number of tokens that they are drawn from, |T|.
         plain_drawn: Whether each record has plain tokens of its own, or a file has one list, as in the paper.
         weight: λ of the arms that reconstruct.
         method: A tuning method.

@@ -33,7 +33,7 @@ class ModelRow:
         eta: 1/distance; None on clear text.
         seed: Seed of privatization, initialization and order.
         privatizations: Privatizations of the evaluation text that it answered, N; at home, contributors.
-        right: How often out of N it was right, one number an evaluation record.
+        right: Number of times out of N that it was right, one number an evaluation record.
         seconds: Duration of tuning, beside whatever else the machine was doing, s.
         epsilon: ε of a whole text; None on tokens and at home.
         crowd: Number of training texts; 0 for all.
@@ -78,7 +78,7 @@ class AttackRow:
         candidates: Candidates, the right one among them.
         bits: Bits that a release says about which of the candidates it is of; None where it was not asked.
         label_alone: Share that is named by the label alone, which travels beside a code; None for tokens.
-        beyond: What a code adds to the better of `blind` and `label_alone`; None for tokens.
+        beyond: Share that a code adds to the better of `blind` and `label_alone`; None for tokens.
         beyond_low: Lower end of its 95 % interval.
         beyond_high: Upper end of its interval.
         policy: Whether the entity policy had rewritten the texts; shares are then of what it left of them.

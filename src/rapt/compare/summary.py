@@ -210,7 +210,7 @@ def summarize(rows: Sequence[Row], *, most_frequent_label: Sequence[Sequence[boo
     Args:
         rows: Results of one setting.
         most_frequent_label: Whether it is right, for each evaluation text of each turn; empty leaves it out.
-        turns: How many ways the texts were split in; seeds took turns, seed s the (s mod turns)th.
+        turns: Number of ways in which the texts were split; seeds took turns, seed s the (s mod turns)th.
     """
     models: Models = {}
     for row in rows:

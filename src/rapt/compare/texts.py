@@ -128,8 +128,8 @@ def read_split(
         training: File of labelled texts.
         evaluation: Labelled texts to judge on; None keeps a fifth of `training` for it.
         public: Texts of any kind that are nobody's secret, in the same text column; None for none.
-        training_records: At most so many; None takes all.
-        evaluation_records: At most so many; None takes all.
+        training_records: Most training records; None takes all.
+        evaluation_records: Most evaluation records; None takes all.
         text_column: Name of the column.
         label_column: Name of the column.
         text_column_2: Name of the column of the second text of a pair; None for single texts.

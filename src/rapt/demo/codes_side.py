@@ -47,7 +47,7 @@ class CodesFound:
 
     Attributes:
         answers: Labels of the queries, by how they were asked.
-        audit: What an attacker learns from the codes of the training texts.
+        audit: Audit of the codes of the training texts.
     """
 
     answers: dict[str, list[str]]
@@ -80,7 +80,7 @@ def tune_on_codes(
     Args:
         plan: Sizes and settings.
         side: The trusted side.
-        code: What everybody has.
+        code: Code of whole texts, which everybody has.
         client: Connection to the service.
         narrator: Takes the progress.
     """

@@ -72,7 +72,7 @@ def pick_public_tweets(*, apart_from: Sequence[str], most: int) -> tuple[str, ..
 
     Args:
         apart_from: The private texts.
-        most: How many at most.
+        most: Largest number of them.
     """
     private = {_extract_essence(text) for text in apart_from}
     found = _read_tweets(find_corpus(), classes=("neutral",))["neutral"]

@@ -71,7 +71,7 @@ class DemoResult:
     Attributes:
         plan: Plan of the demo.
         rows: Upper bound, prompt tuning, RAPT, and codes asked at home and privately.
-        codes: What an attacker learns from the codes.
+        codes: Audit of the codes.
         leak: The search through everything that the service kept.
         report: Report, as it was written.
         seconds: The whole of it.

@@ -107,7 +107,7 @@ def write_demo_report(
         side: The trusted side, whose first sentences are shown: they are public tweets.
         rows: Clear text, prompt tuning, RAPT, codes.
         audit: Results of the attacks.
-        codes: What an attacker learns from codes.
+        codes: Audit of the codes.
         losses: Losses of the service's runs.
         leak: The search through what the service kept.
         seconds: The whole of it.

@@ -158,7 +158,7 @@ class Asking:
         self._settings: dict[int, ChunkSetting] = {}
 
     def routes(self) -> list[Route]:
-        """Return the routes."""
+        """Return the routes by which programs ask models."""
         asked: Mapping[str, Callable[[Request], Any]] = {
             "/v1/completions": self.complete,
             "/v1/chat/completions": self.chat,

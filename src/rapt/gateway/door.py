@@ -37,7 +37,7 @@ def make_program_key(path: Path) -> str:
     """Return the key of programs in a file, made for its owner alone where there is none.
 
     Raises:
-        UsageError: What lies there is no such key, or others can read it; or the file cannot be written.
+        UsageError: The file that lies there holds no such key, or others can read it; or the file cannot be written.
     """
     try:
         if not os.path.lexists(path):

@@ -127,7 +127,7 @@ class Holdings:
         self._uploading = asyncio.Semaphore(_UPLOADS_AT_ONCE)
 
     def routes(self) -> list[Route]:
-        """Return the routes."""
+        """Return the routes of files, jobs and models."""
         jobs = "/v1/fine_tuning/jobs"
         asked: list[tuple[str, str, Callable[[Request], Any]]] = [
             ("POST", "/v1/files", self.upload),

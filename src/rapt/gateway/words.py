@@ -82,7 +82,7 @@ class WordAsking:
         self._models = ModelNames(upstream)
 
     def routes(self) -> list[Route]:
-        """Return the routes."""
+        """Return the routes on which a model writes words."""
         return [
             Route("/v1/models", self.list_models, methods=["GET"]),
             Route("/v1/models/{id:path}", self.model, methods=["GET"]),
@@ -101,7 +101,7 @@ class WordAsking:
         return await self._upstream.pass_on("GET", f"/v1/models/{quote_part(name)}")
 
     async def complete(self, request: Request) -> Response:
-        """Answer prompts."""
+        """Answer the prompts of a request."""
         body = await read_json(request)
         asked = read_fields(body, COMPLETION, own=frozenset({"model", "prompt"}), kept=KEPT, harmless=HARMLESS_OPTIONS)
         texts = read_texts(body.get("prompt"), "prompt")
@@ -113,7 +113,7 @@ class WordAsking:
         )
 
     async def chat(self, request: Request) -> Response:
-        """Answer a chat."""
+        """Answer the messages of a chat."""
         body = await read_json(request)
         asked = read_fields(body, CHAT, own=frozenset({"model", "messages"}), kept=KEPT, harmless=HARMLESS_OPTIONS)
         messages = read_messages(body.get("messages"))

@@ -92,7 +92,7 @@ def find_crossings(
         start: η to begin with.
         margin: Error of a simulated share at the target.
         factor: First step from the start.
-        tolerance: How far below the crossing η may be, as a share of η.
+        tolerance: Largest distance of η below the crossing, as a share of η.
     """
     eta = find_crossing(share_at, target=target, start=start, factor=factor, tolerance=tolerance)
     low, high = (
@@ -117,7 +117,7 @@ def find_crossing(
         target: Between its values far below and far above.
         start: η to begin with.
         factor: First step from there; steps double.
-        tolerance: How far below the crossing it may be, as a share of η.
+        tolerance: Largest distance below the crossing, as a share of η.
 
     Raises:
         UsageError: The function is on one side of the target everywhere.

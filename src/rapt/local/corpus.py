@@ -197,8 +197,8 @@ def privatize_corpus(
         resume: Continue the unfinished file of an earlier run with the same settings, if there is one, and keep the
             unfinished file after an error.
         overwrite: Replace a file at `target`, and, without `resume`, an unfinished one.
-        processes: How many workers privatize, each with a stream and a copy of the table of its own. 1 works in this
-            process.
+        processes: Number of workers that privatize, each with a stream and a copy of the table of its own. 1 works in
+            this process.
         cluster: Ray cluster whose tasks privatize instead, each with a stream of its own; every node of it must be as
             trusted as this machine, which the manifest's statement says. None works on this machine.
         on_checked: Called once, when the source was checked, before anything is drawn.

@@ -45,14 +45,14 @@ class CorpusCheck:
     """Findings of a whole pass over a source, every record of which can be privatized.
 
     Attributes:
-        records: How many there are.
+        records: Number of records.
         tokens: Tokens of their texts that will be privatized.
-        unknown_tokens: How many of them stand for a word, or a letter, that the vocabulary does not know.
-        cut_texts: How many texts are longer than the setting keeps, and are cut.
+        unknown_tokens: Number of tokens that stand for a word, or a letter, that the vocabulary does not know.
+        cut_texts: Number of texts that are longer than the setting keeps, and are cut.
         labels: Names of the classes in order; None where there are none.
-        found: How the source is written.
+        found: Format in which the source is written.
         repeated: Runs of tokens that stand in many records.
-        counts: How often each token comes in what will be privatized; private.
+        counts: Number of times that each token comes in what will be privatized; private.
     """
 
     records: int
@@ -126,7 +126,7 @@ def check_corpus(
         path: File of the corpus.
         columns: Columns to read: the text, one column for each of `parts`, the label. One more text is the second of a
             pair that leaves as one.
-        file_format: How it is written.
+        file_format: Format in which it is written.
         parts: Parts of a record that the texts beside the first one become.
         privatizer: The setting; nothing is drawn with it.
         labels: Names of the classes; None collects them.

@@ -79,7 +79,7 @@ def state_privacy(
         deniability: Result of `measure_deniability`, to be shown as well.
         label_privacy: Privatization of the labels, as the manifest states it; None where the true ones are sent.
         two_texts: Whether texts are sent in pairs.
-        targets: How texts to be generated are sent, if they are.
+        targets: Way in which texts to be generated are sent, if they are.
         file: Result of `measure_file`: then the table of texts is of its own lengths.
         own: Result of `count_own_texts`, to be shown as well.
         own_unchanged: Result of `measure_unchanged` over those texts, to be shown as well.

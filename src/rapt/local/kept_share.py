@@ -76,7 +76,7 @@ def check_kept_shares(
 
     Args:
         privatizer: Setting of the release.
-        counts: How often each token comes in the texts; at least one.
+        counts: Number of times that each token comes in the texts, with one token at least.
         rng: Source of draws that are thrown away; never that of a release.
         insist: How the user says that a weak setting is meant, such as an option; None where that was said.
 

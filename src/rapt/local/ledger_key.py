@@ -129,7 +129,7 @@ class KeyOwner:
 
     Attributes:
         name: Name of what it is of.
-        option: How the user names its place.
+        option: Option or argument by which the user names its place.
     """
 
     name: str

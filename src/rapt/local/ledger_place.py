@@ -37,7 +37,7 @@ def find_ledger(beside: Path) -> Path:
         beside: File, which may be missing.
 
     Raises:
-        LedgerError: What is found belongs to another user, who would learn what is released.
+        LedgerError: The file that is found belongs to another user, who would learn what is released.
     """
     folder = beside.resolve().parent
     for place in (folder, *folder.parents):
@@ -180,7 +180,7 @@ def describe_run(
         manifest: Manifest of the whole file.
         order_key: Key of the order of its records; None where they stand in that of their source.
         unchanged: Shares of tokens that stay as they are; None of whole texts.
-        counted: What the ledger counted; None without one.
+        counted: Releases that the ledger counted; None without one.
     """
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -268,7 +268,7 @@ class NearestToken:
         use_kernel: bool = True,
         use_tiles: bool = True,
     ) -> None:
-        """Prepare the search.
+        """Prepare the search among the rows of a table.
 
         Args:
             embeddings: The table E, (V, d), float32. Held where the int8 screen is used, so it must not change.

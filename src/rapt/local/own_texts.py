@@ -33,7 +33,7 @@ class OwnTexts:
 
     Attributes:
         texts: Number of texts.
-        counts: How often each token comes.
+        counts: Number of times that each token comes.
         first: Tokens of the first texts.
         often: Tokens, stop words and marks apart, that come in ten texts or more.
         most: Largest number of texts that one such token comes in.

@@ -195,7 +195,7 @@ def find_largest_eta(
     Args:
         make: The mechanism at an η.
         vocabulary: Vocabulary of the words.
-        words: At least one.
+        words: Words, one at least.
         target: Chance, between 0 and 1.
         start: η to begin with.
         rng: Gives the key of the draws.

@@ -76,7 +76,7 @@ class PrivacyStatement:
             tokens that were tried stay themselves: then the numbers hold, and are of no use.
         unit: Part in which two inputs may differ.
         model, vocabulary_hash, dimension, size: The metric space, with `distances`.
-        normalization: What is done to the rows first: "none", or the name of the metric.
+        normalization: Change that is made to the rows first: "none", or the name of the metric.
         distances: Between the tokens of the table.
         mechanism: Name and public parameters.
         status: Status of the guarantee.
@@ -87,18 +87,18 @@ class PrivacyStatement:
         word_pairs: Bounds for the words that the user named.
         file: Shape of the file, which shows something of its texts; None where no file is meant.
         own: The texts in clear in numbers; None where they were not given.
-        own_unchanged: How much of them stays; None where they were not given.
-        unchanged: How much of running public text stays as it is, where it was measured.
+        own_unchanged: Share of them that stays; None where they were not given.
+        unchanged: Share of running public text that stays as it is, where it was measured.
         every_token: The same over all tokens that may be an output, each of them tried.
         kinds: The same by kind of word.
-        words: How often words that the user named stay.
+        words: Share of the time that words stay which the user named.
         deniability: N_w and S_w over tokens, where they were computed.
         plain_tokens: The public plain tokens.
         labels_sent: Whether labels leave.
         label_privacy: Mechanism that privatized the labels; None where they leave in clear, or not at all.
         randomness: Origin of the noise; None where no file is meant.
         policy: Kinds of entities that were treated otherwise than the rest; empty where none were.
-        reading: How to read the numbers.
+        reading: Explanation of the numbers.
         not_protected: Exposures that the mechanism leaves open.
     """
 

@@ -151,7 +151,7 @@ def privatize_in_processes(
     Args:
         chunks: Taken as workers become free.
         setting: Privatization of each chunk; its manifest says where the randomness of all workers comes from.
-        processes: At least 1.
+        processes: Number of processes, 1 at least.
         first_stream: Number of the first worker's stream under an insecure seed; another run of the same file takes
             another number.
 

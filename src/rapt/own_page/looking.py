@@ -121,11 +121,11 @@ class CodeLook:
         codewords: Number of codewords that could leave.
         preferred: Number of them, nearest to the text's code, that leave more often than the others.
         near: Probability that one of those leaves.
-        odds: How much more often one of those leaves than any other.
+        odds: Factor by which one of those leaves more often than any other.
         example: Ids of the codewords of one draw.
         ranks: Places of these codewords among all, by nearness to the text's own code, from 1 on.
         likeness: Mean inner product of the text's code with what leaves, 1 where they are one.
-        guesses: How often a text can be named, among several numbers of texts.
+        guesses: Share of the time that a text can be named, among several numbers of texts.
         severity: Severity of the bound among a thousand texts.
     """
 

@@ -56,7 +56,7 @@ _MOST_WRITTEN: Final = 256
 
 
 def take_text(value: Any, param: str) -> str:
-    """Take a text."""
+    """Take a text, and show what becomes of it."""
     if not isinstance(value, str) or not value.strip():
         refuse(f"{param} must be a text that is not empty", param)
     return value
@@ -87,7 +87,7 @@ class OwnPage:
         self._statements: OrderedDict[float, dict[str, Any]] = OrderedDict()
 
     def routes(self) -> list[Route]:
-        """Return the routes."""
+        """Return the routes of the page."""
         asked: list[tuple[str, str, Callable[[Request], Any]]] = [
             ("GET", "/own/setting", self.show_setting),
             ("GET", "/own/ledger", self.show_ledger),

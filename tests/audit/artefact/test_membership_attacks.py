@@ -19,7 +19,7 @@ from rapt.audit.artefact.membership_attacks import (
     MEMBERSHIP_ATTACKS,
     MembershipView,
     Sides,
-    _inverse_trigamma,
+    _invert_trigamma,
     estimate_shifts,
     hierarchical,
     lira_online,
@@ -275,7 +275,7 @@ def test_many_models_leave_a_text_its_own_variance_and_one_leaves_it_everybodys(
 
 @pytest.mark.parametrize("value", [1e-6, 1e-3, 0.1, 1.0, 10.0, 1e3, 1e6])
 def test_the_trigamma_function_is_inverted(value):
-    assert float(polygamma(1, _inverse_trigamma(value))) == pytest.approx(value, rel=1e-8)
+    assert float(polygamma(1, _invert_trigamma(value))) == pytest.approx(value, rel=1e-8)
 
 
 def test_equal_variances_are_not_told_apart():

@@ -161,7 +161,7 @@ class WordRecovery:
         reader: Name of the reader; see the module.
         tuned_on: `clear` or `privatized` text.
         words: Candidates: words of exactly one text.
-        score: How well words of the training are told from the others.
+        score: Score by which words of the training are told from the others.
         first: Share of training words among the `FIRST` words read, over all models; `chance` by guessing.
         chance: Share of training words among all candidates.
     """

@@ -41,7 +41,7 @@ class ArtefactPlan:
         models: Tuned on each kind of text; each is attacked with the others.
         queries: Fresh privatizations of a text that are asked about, averaged.
         canaries: Different sentences for each number of repetitions.
-        repetitions: How often each is put in; 0 is the control, a model that never had it.
+        repetitions: Number of times that each is put in; 0 is the control, a model that never had it.
         releases: Numbers of releases that are laid on top of each other.
         seed: Seed of everything that is drawn.
     """
@@ -223,7 +223,7 @@ def pool_releases(
 
     Args:
         workshop: Workshop with a mechanism.
-        texts: At least two; about half of them, or fewer, are attacked.
+        texts: Texts, two at least; about half of them, or fewer, are attacked.
         counts: Numbers of releases.
         seed: Seed of the choice and the noise.
         tokens: Texts are attacked until there are so many.

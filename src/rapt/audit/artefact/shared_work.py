@@ -96,7 +96,7 @@ class ModelTask:
     Attributes:
         privatized: Whether it is tuned through the mechanism.
         places: Texts that it has; None for a run with canaries, which has all.
-        repetitions: How often each canary is put in.
+        repetitions: Number of times that each canary is put in.
         canaries: Number of different canaries.
         seed: Seed of noise and run.
     """
@@ -135,7 +135,7 @@ class SharedWork:
 
     Attributes:
         cluster: Cluster that was joined.
-        shop: What the workshop of every task is made of.
+        shop: Parts that the workshop of every task is made of.
         texts: Texts of the audit, in clear.
         kept: Folder of what is done; None keeps nothing.
     """

@@ -36,7 +36,7 @@ def fit_prior(
     Each step replaces prior(x) by the mean of P(x|y) over the observed tokens.
 
     Args:
-        channel: At the observed outputs, O of them.
+        channel: Channel at the O observed outputs.
         counts: Occurrences of each observed token, (O,).
         start: Prior to begin with, (V,).
         steps: Number of steps; more of them raise the likelihood, and at some point follow the noise.
@@ -104,7 +104,7 @@ class Desk:
         Args:
             view: View of the service.
             seed: Seed of everything that is drawn.
-            channel: At the tokens of the view, if it was computed before.
+            channel: Channel at the tokens of the view, if it was computed before.
             language_model: Decoder that the attacker asks, as `choose_decoder` takes it; None for the largest at hand.
         """
         self.view = view

@@ -195,7 +195,7 @@ def read_with_labels(desk: Desk, *, on_progress: Progress | None = None) -> Gues
     """For each observed token, the candidates of largest probability given everything seen in its text, and the label.
 
     Args:
-        desk: What the attacker has: public text among it, with labels.
+        desk: Desk of the attacker, which has public text with labels.
         on_progress: Called with the share done.
     """
     lattice, view = desk.lattice(), desk.view

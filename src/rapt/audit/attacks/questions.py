@@ -81,7 +81,7 @@ class RepetitionGuess:
 
     Attributes:
         token_ids: Word of each place, (n,); where nothing comes back the context-free guess.
-        aligned: Which places are held for a release of a word that comes back, (n,).
+        aligned: Mask of the places that are held for a release of a word that comes back, (n,).
     """
 
     token_ids: Ints = field(repr=False)
@@ -125,7 +125,7 @@ def name_aligned(desk: Desk, copies: Ints, *, counts: tuple[int, ...]) -> dict[i
     no more, but for errors of the channel.
 
     Args:
-        desk: What the attacker has.
+        desk: Desk of the attacker.
         copies: Releases of one word in each row, (words, R).
         counts: Releases that he uses.
     """
@@ -143,7 +143,7 @@ def name_repeated(desk: Desk, *, on_progress: Progress | None = None) -> Repetit
     """The likeliest word of each place of the view, by all the releases that are held for releases of the same word.
 
     Args:
-        desk: What the attacker has.
+        desk: Desk of the attacker.
         on_progress: Called with the share done.
 
     Raises:
@@ -374,7 +374,7 @@ def flag_words(desk: Desk, words: WordList, *, on_progress: Progress | None = No
     """Places that are flagged, and the word of the list that is said to begin there.
 
     Args:
-        desk: What the attacker has.
+        desk: Desk of the attacker.
         words: List of words.
         on_progress: Called with the share done.
     """

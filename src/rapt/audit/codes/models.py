@@ -92,7 +92,7 @@ class CrowdInClear:
     """What the auditor holds of a crowd: clear codes, labels, and how both are released.
 
     Attributes:
-        codes: What a head reads of the clear codes, (n, k).
+        codes: Values that a head reads of the clear codes, (n, k).
         labels: Places of the labels, (n,).
         classes: Number C of classes.
         release: Draws what a head reads of fresh releases.

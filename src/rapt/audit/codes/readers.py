@@ -59,8 +59,8 @@ class Reading:
         bound: Share that no reader exceeds, whatever it knows.
         label_alone: Share that is told by the label beside the code; None where there is none, or where another thing
             than words is read.
-        beyond: What the reader adds to the better of `blind` and `label_alone`, and the ends of its 95 % interval over
-            texts; None where another thing than words is read.
+        beyond: Share that the reader adds to the better of `blind` and `label_alone`, and the ends of its 95 % interval
+            over texts; None where another thing than words is read.
     """
 
     what: str
@@ -77,8 +77,8 @@ class Lesson:
     """What a reader learns from, and what it is asked about.
 
     Attributes:
-        learned: What is seen of each text that the attacker holds, one array a release, (n, k + 1) each.
-        asked: What is seen of the texts that are judged, (m, k + 1).
+        learned: Codes and label seen of each text that the attacker holds, one array a release, (n, k + 1) each.
+        asked: Codes and label that are seen of the texts that are judged, (m, k + 1).
     """
 
     learned: tuple[Floats, ...]

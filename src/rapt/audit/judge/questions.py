@@ -101,7 +101,7 @@ def score_repeated(named: Ints, *, alone: Ints, view: AdversaryView, truth: Trut
     Args:
         named: Word that is named at each place, (n,).
         alone: Word that is named at each place from its own release, (n,).
-        view: What is attacked.
+        view: View that is attacked.
         truth: The true tokens.
     """
     records, number = count_repeats(view, truth)
@@ -254,7 +254,7 @@ def score_keywords(places: Ints, numbers: Ints, *, words: WordList, view: Advers
         places: Places that are flagged.
         numbers: Number of the word that is said to begin at each.
         words: List of words.
-        view: What was looked through.
+        view: View that was looked through.
         truth: The true tokens.
     """
     used_at, used = words.find_uses(truth.token_ids, view.lengths, mark_pieces(view.bundle))

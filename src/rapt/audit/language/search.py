@@ -196,10 +196,10 @@ def sweep(
         evidence: log P(y | candidate), in nats, (n, K).
         lengths: Tokens of each text, sum n.
         start: The tokens to begin with, (n,).
-        conditional: How likely each of these candidates is, given its neighbours.
+        conditional: Function that gives the log probability of each of these candidates, given its neighbours.
         rng: Generator of the draws.
         blocks: Every so many-th position is drawn at once.
-        sweeps: How often each position is drawn.
+        sweeps: Number of times that each position is drawn.
         first_kept: Sweeps that are not averaged, because they remember the start.
         on_progress: Called with the share done.
 

@@ -82,7 +82,7 @@ class Report:
         attributes: Inference of the authors' attributes.
         formal: Knowledge about the setting without any attack; None when it was not made.
         known_plaintext: Findings from the plain tokens of the file; None without plain tokens.
-        missed: What a policy's recognizers miss of labelled entities; empty where none were given.
+        missed: Labelled entities that a policy's recognizers miss; empty where none were given.
     """
 
     title: str

@@ -145,7 +145,7 @@ def fetch_vocabulary(service: Connection, model: str, folder: Path | str) -> Ste
         folder: Appears whole or not at all; another bundle that stands there already is replaced.
 
     Raises:
-        VocabularyError: What came does not match its hash, or the folder cannot be written.
+        VocabularyError: The bundle that came does not match its hash, or the folder cannot be written.
         UsageError: The folder holds something else, or is a link.
     """
     folder = Path(folder)
@@ -181,7 +181,7 @@ def fetch_codebook(service: Connection, model: str, folder: Path | str) -> Steps
         folder: Appears whole or not at all; a code bundle that stands there already is replaced.
 
     Raises:
-        VocabularyError: What came does not match its hash, or the folder cannot be written.
+        VocabularyError: The bundle that came does not match its hash, or the folder cannot be written.
         UsageError: The folder holds something else, or is a link.
         NotFoundError: The model has a vocabulary of tokens.
     """
@@ -203,7 +203,7 @@ def fetch_adapter(service: Connection, model: str, *, form: Literal["rapt", "hub
 
     Raises:
         NotFoundError: There is no such tuned model.
-        WireError: What came is no adapter.
+        WireError: The files that came are no adapter.
     """
     with TemporaryDirectory() as folder:
         archive = Path(folder) / "adapter.zip"

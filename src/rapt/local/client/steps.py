@@ -101,7 +101,7 @@ class Work(Generic[T]):
     function: Callable[[], T]
 
     def do(self, http: httpx2.Client) -> T:
-        """Call the function."""
+        """Call the function, and return what it returns."""
         return self.function()
 
     async def do_async(self, http: httpx2.AsyncClient) -> T:

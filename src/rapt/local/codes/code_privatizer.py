@@ -320,7 +320,7 @@ def refuse_large_epsilon(epsilon: float, *, insist: str) -> None:
 
     Args:
         epsilon: ε of a whole text, nats.
-        insist: How the user says that it is meant, such as an option.
+        insist: Words for how the user says that it is meant, such as an option.
 
     Raises:
         MechanismError: epsilon is outside its domain, or above what is usual.

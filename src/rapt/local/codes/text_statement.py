@@ -98,9 +98,9 @@ class TextStatement:
         epsilon: ε of one text, nats.
         manifest: Manifest of the file that is described; None before there is one.
         record_epsilon: ε of a whole record: of its texts, and of its label where that is randomized.
-        guesses: How often one text is named, among several numbers of texts.
+        guesses: Share of the time that one text is named, among several numbers of texts.
         persons: Spending of several records of one person.
-        reading: How to read the numbers.
+        reading: Explanation of the numbers.
         not_protected: Exposures that the mechanism leaves open.
     """
 

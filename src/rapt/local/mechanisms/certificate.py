@@ -200,7 +200,7 @@ class Certificate:
         slope: Largest slope at this beta, rounded up.
         token: Row x of the pair that has the largest slope.
         other: Row x'.
-        method: How the slope was computed, in words.
+        method: Words for the way in which the slope was computed.
         created_by: Program and version.
     """
 

@@ -258,7 +258,7 @@ class PseudonymRestorer:
     """
 
     def __init__(self, names: PseudonymMap, *, escape: Callable[[str], str] = leave_as_it_is) -> None:
-        """Begin an answer.
+        """Begin an answer, of which no piece has come.
 
         Args:
             names: Map of the pseudonyms.

@@ -250,7 +250,7 @@ class OwnPattern:
     """A pattern of a policy, for one kind; its `repr` does not show it, because it may tell what it protects."""
 
     def __init__(self, kind: str, pattern: str) -> None:
-        """Compile the pattern.
+        """Compile the pattern of a kind.
 
         Args:
             kind: Name of the kind.

@@ -157,7 +157,7 @@ class BatchLimits:
 
     Attributes:
         round_cost: Most that is taken at once; what comes later waits for it.
-        round_seconds: How long that may take to compute, s, by the speed of late; `least_cost` may always be taken.
+        round_seconds: Time that this may take to compute, s, by the speed of late; `least_cost` may always be taken.
         least_cost: Below it a pass costs nearly the same.
         waiting_cost: Most that may wait; beyond it callers are told to come back.
         quantum: A tenant's turn; a caller whose rows take no more goes before the others of its round.
@@ -178,7 +178,7 @@ class Ticket(Generic[Answer]):
     """One caller's rows and, later, their answers."""
 
     def __init__(self, *, rows: int, tenant: str) -> None:
-        """For `rows` rows that wait in a tenant's line."""
+        """Make the ticket of `rows` rows that wait in a tenant's line."""
         self.tenant = tenant
         self.future: Future[list[Answer]] = Future()
         self._answers: dict[int, Answer] = {}

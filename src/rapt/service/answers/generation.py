@@ -28,7 +28,7 @@ class Sampling:
         top_p: Only the likeliest tokens of this total probability are drawn from (Holtzman et al. 2020).
         seed: Seed of the row's own generator.
         repeatable: Whether the seed was asked for: the row is then computed alone, to the same bits in any company.
-        top_logprobs: How many alternatives are reported with each token.
+        top_logprobs: Number of alternatives that are reported with each token.
     """
 
     temperature: float = 1.0

@@ -189,10 +189,10 @@ class Batches(Protocol):
         """Let rows wait for their turn."""
 
     def cancel(self, ticket: Ticket[Answer]) -> None:
-        """Forget a caller."""
+        """Forget a caller, whose rows are not computed any more."""
 
     def close(self) -> None:
-        """Refuse what waits."""
+        """Refuse the rows that wait, and take no more."""
 
 
 class Predictor:
@@ -244,7 +244,7 @@ class Predictor:
         return self.submit_spelled(rows, tenant=tenant)
 
     def submit_spelled(self, rows: Sequence[ClassificationRow], *, tenant: str) -> Ticket[Answer]:
-        """As `submit`, of rows that another predictor of the same model has spelled and checked."""
+        """Submit, as `submit` does, rows that another predictor of the same model has spelled and checked."""
         return self._batcher.submit(rows, tenant=tenant)
 
     def cancel(self, ticket: Ticket[Answer]) -> None:

@@ -72,7 +72,8 @@ def spell_row(backbone: Backbone, row: Row, *, mechanism: MechanismSetting | Non
     Args:
         backbone: Backbone of the row.
         row: Row with ids as they were released.
-        mechanism: How they were, for a row without an adapter; None takes the highest ε that the reader knows.
+        mechanism: Mechanism by which they were privatized, for a row without an adapter; None takes the highest ε that
+            the reader knows.
     """
     reader = backbone.reader
     if reader is None or (row.adapter is not None and row.adapter.card.vocabulary_hash != backbone.bundle.hash):
@@ -155,7 +156,7 @@ def cut_into_passes(lengths: Sequence[int], *, lanes: Sequence[Hashable], device
     """Positions of the rows of each pass, short passes first; every row is in exactly one.
 
     Args:
-        lengths: How many positions each row takes.
+        lengths: Positions that each row takes.
         lanes: Lane of each row; rows of different lanes never share a pass.
         device: The kind of device that computes.
     """

@@ -130,7 +130,7 @@ class Writes(Protocol[T]):
         """Let a text wait to be written."""
 
     def cancel(self, text: T) -> None:
-        """Forget a caller."""
+        """Forget a caller, whose text is not written any further."""
 
     @property
     def most_of_a_tenant(self) -> int:

@@ -53,7 +53,7 @@ class Backbone:
         own_forward: Function that `encode` calls in place of `encoder`, or None: the same numbers, faster.
         expects: The noise that it was distilled for; None for a model that has only seen clear text.
         chat: Tokens that its chat template puts around a message, of a decoder that has one.
-        weights: How the weights of linear layers are kept: `whole`, `8bit` or `4bit`.
+        weights: Form in which the weights of linear layers are kept: `whole`, `8bit` or `4bit`.
         fetches_layers: Whether weights of layers are fetched for each pass: then a run computes its layers again, so as
             not to keep them all.
         position_offset: Number that is added to positions before the encoder sees them.

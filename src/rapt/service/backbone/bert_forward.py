@@ -74,7 +74,7 @@ class BertForward(nn.Module):
         """Take weights by their names in `BertModel`.
 
         Args:
-            weights: At least those of the embeddings and of every layer.
+            weights: Weights of the embeddings and of every layer, at the least.
             config: Content of `config.json`, which `supports` must take.
             dtype: Number format to compute in.
             multiple: Number that the rows of a product of packed positions are filled up to a multiple of; None for

@@ -51,7 +51,7 @@ class Sites:
         linear: Sizes (in, out) of every linear layer by its name.
         model: The model that was prepared.
         layers: Names of the layers that a run may compute again in place of keeping what they hold.
-        repeats: How often a forward pass goes through one layer: more than once where layers share their weights.
+        repeats: Times that a forward pass goes through one layer: more than once where layers share their weights.
     """
 
     attention: tuple[AttentionSite, ...]

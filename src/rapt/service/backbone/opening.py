@@ -234,7 +234,7 @@ def load_served(
         name: Name that it is served under.
         precision: Number format of the frozen weights.
         device: Name of a device that `choose_device` takes.
-        weights: How those of linear layers are kept, as in `load_backbone`.
+        weights: Form in which those of linear layers are kept, as in `load_backbone`.
         device_map: Devices of the layers, as `spread` takes it.
         served: All served models by name, among which a reader finds its backbone first.
     """

@@ -202,7 +202,7 @@ def make_runner(
         store: Store of the jobs.
         backbones: Loaded models; may be empty where jobs have a process of their own, which loads them itself.
         precision: Precision of the models, `float32` or `bfloat16`.
-        fork_server: What forks processes of jobs; None starts each afresh.
+        fork_server: Server that forks processes of jobs; None starts each afresh.
     """
     jobs = make_job_settings(settings)
     if settings.job_log is not None:

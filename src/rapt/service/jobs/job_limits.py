@@ -85,7 +85,7 @@ class JobSettings:
     Attributes:
         tenant_bytes: Most bytes of a tenant without a quota of its own; beyond it checkpoints are left out.
         limits: Limits of one job.
-        seconds_between_run_states: How much work a crash may cost, s.
+        seconds_between_run_states: Work that a crash may cost, s.
         slice_seconds: After so long a job gives way to a waiting one of another tenant, s; 0 never.
         most_deaths: A job that has killed what runs it so often, without getting any further, fails.
         log_folder: Folder for TensorBoard's event files of jobs; None keeps none.
@@ -287,10 +287,10 @@ class _PassSizes:
     Attributes:
         outputs: Numbers that its linear layers put out for a position.
         sums: Numbers that go into them and come out.
-        layers: How many linear layers.
-        sites: How many attention sites.
+        layers: Number of linear layers.
+        sites: Number of attention sites.
         keys: Numbers of the keys and values of a position, at all sites.
-        depth: How many layers can be computed again, one after the other; 0 where none can.
+        depth: Number of layers that can be computed again, one after the other; 0 where none can.
     """
 
     outputs: int

@@ -185,7 +185,7 @@ def run_job(
         models: Names of all models that this worker takes jobs of: for one of them, another tenant's may wait.
         should_stop: Asked before each step.
         settings: Limits of a job.
-        between_questions: How often the store is asked as well, s.
+        between_questions: Time between two questions to the store, s.
 
     Raises:
         RaptError: The job cannot be done.

@@ -84,11 +84,11 @@ class ChildSettings:
         models: Models to load, a known name or a folder each, by the name that they are served under.
         precision: `float32` or `bfloat16`, of all models: a run must go on in the precision it was begun in.
         device: Device of all models, as `choose_device` takes it.
-        weights: How the weights of linear layers are kept, of all models.
+        weights: Form in which all models keep the weights of linear layers.
         device_map: Devices of layers, of all models.
         torch_threads: Threads of one matrix product; None for all cores.
         debug: Whether tracebacks are printed.
-        jobs: How jobs are run.
+        jobs: Settings of jobs.
     """
 
     data_directory: str

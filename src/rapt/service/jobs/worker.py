@@ -172,7 +172,7 @@ class JobRunners:
     """Several runners as one: each has a job of its own."""
 
     def __init__(self, runners: Sequence[JobRunner]) -> None:
-        """Take them together."""
+        """Take several runners together as one."""
         self._runners = tuple(runners)
 
     def start(self) -> None:

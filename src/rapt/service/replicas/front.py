@@ -146,7 +146,7 @@ class Replicas:
         return number
 
     def cancel(self, number: int) -> None:
-        """Forget a request."""
+        """Forget a request, wherever it is computed."""
         with self._guard:
             if self._waiting.pop(number, None) is not None and self._is_there:
                 self._out.put(("cancel", number))
@@ -349,7 +349,7 @@ class ReplicaBatches:
         return ticket
 
     def cancel(self, ticket: Ticket[Answer]) -> None:
-        """Forget a caller."""
+        """Forget a caller, whose request is not computed any more."""
         ticket.future.cancel()
         if (number := self._numbers.get(ticket)) is not None:
             self._replicas.cancel(number)

@@ -48,7 +48,7 @@ class Replica:
     """The base models of a service, once more."""
 
     def __init__(self, plan: ReplicaPlan) -> None:
-        """Load the models.
+        """Load the models that the plan names.
 
         Raises:
             ClusterError: This node has another version of rapt.

@@ -59,7 +59,7 @@ class BlobStore(Protocol):
         """
 
     def read(self, name: str, *, start: int, count: int) -> bytes:
-        """At most `count` bytes from `start` on; none behind the end. Raises `FileNotFoundError`."""
+        """Return at most `count` bytes from `start` on; none behind the end. Raises `FileNotFoundError`."""
 
     def size(self, name: str) -> int:
         """Number of bytes. Raises `FileNotFoundError`."""
@@ -112,7 +112,7 @@ def open_blob(blobs: BlobStore, sha256: str, *, size: int) -> BinaryIO:
     Args:
         blobs: Place of the blobs.
         sha256: Digest of the bytes.
-        size: How many there must be.
+        size: Number of bytes that there must be.
 
     Raises:
         FileNotFoundError: There are none.

@@ -47,7 +47,7 @@ class Readable(Protocol):
     """Something that bytes are read from."""
 
     def read(self, size: int = -1, /) -> bytes:
-        """At most `size` bytes; none at the end."""
+        """Return at most `size` bytes; none at the end."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class ArrivingFile:
         return self._open().seek(offset)
 
     def read(self, size: int = -1) -> bytes:
-        """At most `size` bytes; none at the end."""
+        """Return at most `size` bytes; none at the end."""
         return self._open().read(size)
 
     def finish(self) -> StagedFile:

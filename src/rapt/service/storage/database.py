@@ -115,8 +115,8 @@ class Remembered:
 
         Args:
             version: A number that changes whenever anything is committed; None if nobody knows.
-            list_changes: What was changed after the change of a number: the newest change of each scope, a table and a
-                tenant with a space between, in order of their numbers; None if nobody knows.
+            list_changes: Function that lists what was changed after the change of a number: the newest change of each
+                scope, a table and a tenant with a space between, in order of their numbers; None if nobody knows.
             most: Answers that are kept.
         """
         self._version = version

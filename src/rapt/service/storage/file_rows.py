@@ -106,7 +106,7 @@ def add_file(
         max_files: Most files of a tenant.
         counted: Bytes of it that the tenant has already, as parts of an upload.
         request: Marks of a request that may come again; then the file of the first time is the answer.
-        seconds: How long it is kept, s; None keeps it until it is deleted.
+        seconds: Time for which it is kept, s; None keeps it until it is deleted.
 
     Raises:
         QuotaError: The tenant has too many bytes, or files.
@@ -170,7 +170,7 @@ def open_file(store: Store, file: StoredFile) -> BinaryIO:
 
     Raises:
         NotFoundError: The file was deleted meanwhile.
-        DamagedError: What was kept is not there any more, or not all of it.
+        DamagedError: The bytes that were kept are not there any more, or not all of them.
         UnavailableError: The store of the blobs cannot be reached.
     """
     try:

@@ -81,7 +81,7 @@ def read_adapter_archive(store: Store, model: StoredModel) -> bytes:
 
     Raises:
         NotFoundError: The model was deleted meanwhile.
-        DamagedError: What was kept is not there any more, or other bytes are.
+        DamagedError: The bytes that were kept are not there any more, or others are.
         UnavailableError: The store of the blobs cannot be reached.
     """
     try:

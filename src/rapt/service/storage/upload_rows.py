@@ -37,7 +37,7 @@ class StoredUpload:
         created_at: Time of creation, Unix time, s.
         expires_at: Unix time, s, after which nothing more is taken.
         file_id: Id of the file that it became; None until it is completed.
-        file_seconds: How long that file is kept, s; None keeps it.
+        file_seconds: Time for which that file is kept, s; None keeps it.
     """
 
     id: str
@@ -201,7 +201,7 @@ class JoinedParts:
         self._open: IO[bytes] | None = None
 
     def read(self, size: int = -1) -> bytes:
-        """At most `size` bytes; none at the end."""
+        """Return at most `size` bytes; none at the end."""
         while True:
             if self._open is None:
                 path = next(self._paths, None)

@@ -172,7 +172,7 @@ def solve_head(
 
     Args:
         states: States that the head reads, (U, h), float64.
-        counts: How often each state came with each label, (U, C), float64.
+        counts: Number of times that each state came with each label, (U, C), float64.
         penalty: Weight λ of the penalty.
         label_privacy: Mechanism that randomized the labels; None for true ones.
     """

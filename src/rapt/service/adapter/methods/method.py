@@ -115,8 +115,8 @@ class Method:
         make: The module at its initial values, from a backbone, the settings, the names of the classes (none where
             there are none) and the generator of all that is random in it. Raises `TuningError` where the settings do
             not fit the backbone.
-        parameters: How many numbers it trains on a backbone.
-        form: How its parts are kept in files.
+        parameters: Function that counts the numbers it trains on a backbone.
+        form: Form in which its parts are kept in files.
         learning_rate: Peak rate where nothing else is said.
         options: Settings of a request for it besides those of every run.
         tasks: The tasks that it can learn.

@@ -290,9 +290,9 @@ async def start_answering(
         privacy: Manifest, and what else stands in the records.
         caller: Sender of the request.
         most_tokens: Most that are written to each prompt whose answer is a text.
-        sampling: How they are chosen.
+        sampling: Way in which they are chosen.
         stops: Texts before the first of which an answer ends.
-        frame: What puts an admitted prompt into a chat; None leaves each as it is.
+        frame: Function that puts an admitted prompt into a chat; None leaves each as it is.
 
     Raises:
         RaptError: The reasons of `admit_prompts`, or a prompt cannot be answered, or too much waits.

@@ -93,7 +93,7 @@ def load_tuned(service: Service, model: StoredModel) -> Adapter:
 
     Raises:
         NotFoundError: The base model is not served any more.
-        DamagedError: What was kept is not what it was.
+        DamagedError: The files that were kept are not what they were.
     """
     backbone = service.backbone(model.base)
 
