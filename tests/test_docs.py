@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from contextlib import chdir, redirect_stdout
 from functools import cache
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from rapt.public_models import PUBLIC_MODELS
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.settings import load_settings
 from running_service import running_service
+from warm_program import warm_program
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(
@@ -42,6 +43,10 @@ HOSTS = {"arxiv.org", "doi.org", "github.com", "keepachangelog.com", "127.0.0.1:
 STATED = "http://127.0.0.1:8420"  # the service of the documents; a test puts its own in its place
 FENCE = re.compile(r"(<!-- runs -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+# Folder of the programs of this environment.
+INSTALLED = Path(sys.executable).parent
 
 
 def blocks(path: Path, language: str, *, only_runs: bool = False) -> Iterator[str]:
@@ -68,8 +73,21 @@ def service(tmp_path_factory):
         yield url
 
 
-def run_shell_blocks(page: Path, folder: Path, **changes: str) -> str:
-    """What the blocks of a page that are marked to run print, in one shell; `changes` make them smaller."""
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """The folder of a program `rapt`, on Linux one that need not import torch again at each call."""
+    if sys.platform != "linux":
+        yield INSTALLED
+        return
+    with warm_program(tmp_path_factory.mktemp("warm")) as program:
+        yield program.parent
+
+
+def run_shell_blocks(page: Path, folder: Path, *, program: Path, **changes: str) -> str:
+    """What the blocks of a page that are marked to run print, in one shell with the `rapt` of the folder `program`.
+
+    `changes` make them smaller.
+    """
     script = "set -euo pipefail\n" + "\n".join(blocks(page, "bash", only_runs=True))
     for before, after in changes.items():
         assert before in script
@@ -77,7 +95,7 @@ def run_shell_blocks(page: Path, folder: Path, **changes: str) -> str:
     done = subprocess.run(
         ["bash", "-c", script],
         cwd=folder,
-        env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+        env=os.environ | {"PATH": os.pathsep.join(map(str, (program, INSTALLED, os.environ["PATH"])))},
         capture_output=True,
         text=True,
         check=False,
@@ -108,13 +126,13 @@ def write_reviews(folder: Path, labels: tuple[str, str]) -> None:
 
 def test_the_readmes_shell_blocks_run(tmp_path: Path):
     write_reviews(tmp_path, ("0", "1"))
-    assert run_shell_blocks(README, tmp_path).count("Privacy statement") == 2
+    assert run_shell_blocks(README, tmp_path, program=INSTALLED).count("Privacy statement") == 2
 
 
-def test_the_recipes_shell_blocks_run(service, tmp_path: Path):
+def test_the_recipes_shell_blocks_run(service, program: Path, tmp_path: Path):
     write_reviews(tmp_path, ("bad", "good"))
     faster = {"--unchanged 0.5": "--unchanged 0.5 --draws 100", "--out audit ": "--quick --out audit "}
-    run_shell_blocks(ROOT / "docs" / "how_to.md", tmp_path, **{STATED: service}, **faster)
+    run_shell_blocks(ROOT / "docs" / "how_to.md", tmp_path, program=program, **{STATED: service}, **faster)
     assert (tmp_path / "private-answers.jsonl").read_text().count('"label"') == 2
     assert (tmp_path / "audit" / "report.html").is_file()
     answers = (tmp_path / "answers.jsonl").read_text().splitlines()
@@ -124,19 +142,19 @@ def test_the_recipes_shell_blocks_run(service, tmp_path: Path):
     assert run_python(block, tmp_path).endswith("['bad', 'good']\n")
 
 
-def test_the_tutorials_shell_blocks_run(service, tmp_path: Path):
+def test_the_tutorials_shell_blocks_run(service, program: Path, tmp_path: Path):
     smaller = {"training=1000, queries=200": "training=40, queries=20"}
-    run_shell_blocks(ROOT / "docs" / "tutorial.md", tmp_path, **{STATED: service}, **smaller)
+    run_shell_blocks(ROOT / "docs" / "tutorial.md", tmp_path, program=program, **{STATED: service}, **smaller)
     assert (tmp_path / "answers.jsonl").read_text().count("probabilities") == 20
     assert "left as" in (tmp_path / "side-by-side.txt").read_text()
     assert (tmp_path / "audit-of-tokens" / "report.html").is_file()
 
 
 def run_python(block: str, folder: Path) -> str:
-    """What a block prints, in a process of its own."""
-    done = subprocess.run([sys.executable, "-c", block], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """What a block prints."""
+    with chdir(folder), redirect_stdout(io.StringIO()) as out:
+        exec(compile(block, "block", "exec"), {"__name__": "__main__"})
+    return out.getvalue()
 
 
 def test_the_readmes_python_blocks_run(tmp_path: Path):
