@@ -92,6 +92,16 @@ def pytest_collection_modifyitems(config, items):
                     item.add_marker(skip)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def hub_cache(tmp_path_factory):
+    """The hub's cache of the tests, which holds the model `few-words` and nothing that this machine has downloaded."""
+    from few_words import write_few_words
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_CACHE", str(write_few_words(tmp_path_factory.mktemp("hub"))))
+        yield
+
+
 @pytest.fixture
 def rng(request):
     """A generator of this test's own."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-TINY = ("--vocabulary", "bert-tiny")
+TINY = ("--vocabulary", "few-words")
 # Hardly a token changes, so the channel of few outputs is estimated, and fast.
 ETA = 300
 KEPT = (*TINY, "--allow-weak")
@@ -97,7 +97,7 @@ def test_bad_input_is_one_clear_line(
 def several(tmp_path: Path) -> Path:
     """Records of two sentences and an answer."""
     source = tmp_path / "several.csv"
-    rows = [f"the film {i} was good,it was {i} times bad,we thank you {i},label{i % 2}" for i in range(6)]
+    rows = [f"the film {i} was good,it was {i} times bad,we see you {i},label{i % 2}" for i in range(6)]
     source.write_text("text,other,answer,label\n" + "\n".join(rows) + "\n")
     return source
 

@@ -19,7 +19,7 @@ from rapt.service.adapter.methods import LORA
 from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.tuning_config import make_default_config
 
-TINY = ("--model", "bert-tiny", "--eta", 60)
+TINY = ("--model", "few-words", "--eta", 60)
 
 
 @pytest.fixture
@@ -100,9 +100,9 @@ def files(tmp_path: Path, monkeypatch) -> Path:
         rows = [f"the zeppelin was {'good' if i % 2 else 'bad'} and number {i} of all,label{i % 2}" for i in range(24)]
         text = "\n".join(row.replace("number ", f"number {first} ") for row in rows)
         Path(name).write_text(f"text,label\n{text}\n", encoding="utf-8")
-    vocabulary = load_vocabulary("bert-tiny")
+    vocabulary = load_vocabulary("few-words")
     workshop = Workshop(
-        backbone=load_backbone("bert-tiny", precision="float32", device="cpu"),
+        backbone=load_backbone("few-words", precision="float32", device="cpu"),
         vocabulary=vocabulary,
         mechanism=make_mechanism("laplace", vocabulary=vocabulary, eta=60.0),
         config=replace(make_default_config(LORA), epochs=1),

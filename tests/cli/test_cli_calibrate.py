@@ -15,7 +15,7 @@ from rapt.cli.calibrate import At
 from rapt.cli.program import run
 from rapt.local.calibration import NAMED_DISTANCES
 
-QUICK = ("--vocabulary", "bert-tiny", "--draws", "100")
+QUICK = ("--vocabulary", "few-words", "--draws", "100")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_an_epsilon_for_two_words_is_met_and_the_page_says_so(rapt):
     assert "(london / paris)" in outcome.out
     assert lines[7].split()[:2] == ["η", "unchanged"]
     stated = json.loads(
-        rapt("statement", "--eta", eta, "--vocabulary", "bert-tiny", "--pair", "london,paris", "--json").out
+        rapt("statement", "--eta", eta, "--vocabulary", "few-words", "--pair", "london,paris", "--json").out
     )
     assert 11.98 < stated["word_pairs"][0]["epsilon"] <= 12
 

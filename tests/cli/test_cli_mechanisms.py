@@ -32,7 +32,7 @@ def privatize(rapt, *options):
         "--eta",
         20,
         "--vocabulary",
-        "bert-tiny",
+        "few-words",
         "--allow-weak",
         *options,
         "--json",
@@ -96,14 +96,14 @@ def test_a_file_made_with_a_public_file_is_read_with_it_only(two_reviews, rapt):
     made = privatize(rapt, "--mechanism", "exponential", "--set", "prior=counts.json")
     assert made.code == 0
     assert "counts.json" not in made.out
-    refused = rapt("statement", "out.jsonl", "--vocabulary", "bert-tiny")
+    refused = rapt("statement", "out.jsonl", "--vocabulary", "few-words")
     assert refused.code == 6
     assert "give the file" in refused.err
-    unknown = rapt("statement", "out.jsonl", "--vocabulary", "bert-tiny", "--set", "colour=red")
+    unknown = rapt("statement", "out.jsonl", "--vocabulary", "few-words", "--set", "colour=red")
     assert unknown.code == 2
 
 
-TINY = ("--vocabulary", "bert-tiny", "--runs", 400)
+TINY = ("--vocabulary", "few-words", "--runs", 400)
 
 
 @pytest.mark.parametrize("name", ["laplace", "exponential", "custext"])
@@ -130,7 +130,7 @@ def test_the_json_says_what_was_found_and_how_sure(rapt):
 
 
 def test_a_program_that_sends_text_in_clear_is_shown_and_refused(capsys):
-    vocabulary = load_vocabulary("bert-tiny")
+    vocabulary = load_vocabulary("few-words")
 
     @dataclass(frozen=True)
     class SentInClear(LaplaceMechanism):
@@ -163,7 +163,7 @@ def test_what_cannot_be_audited_is_refused_in_one_line(rapt, arguments, message)
     assert outcome.err.count("\n") == 1
 
 
-TINY_TABLE = ("--vocabulary", "bert-tiny")
+TINY_TABLE = ("--vocabulary", "few-words")
 
 
 def test_a_setting_is_stated_in_words_and_numbers(rapt):

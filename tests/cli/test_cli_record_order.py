@@ -10,7 +10,7 @@ import pytest
 from rapt.local.records import restore_order
 from rapt.wire.privatized_file import read_privatized_file
 
-TINY = ("--vocabulary", "bert-tiny")
+TINY = ("--vocabulary", "few-words")
 
 
 def numbered(tmp_path: Path, count: int) -> Path:
@@ -78,7 +78,7 @@ def test_an_audit_finds_the_receipt_beside_a_ledger_of_any_name_above_and_is_tol
 
 def test_lengths_are_rounded_up_by_words_that_go_through_the_mechanism_too(rapt, tmp_path: Path):
     source = numbered(tmp_path, 24)
-    arguments = ("--vocabulary", "bert-tiny", "--plain-tokens", 0, "--length-bucket", 8, "--keep-order")
+    arguments = ("--vocabulary", "few-words", "--plain-tokens", 0, "--length-bucket", 8, "--keep-order")
     files = []
     for name, eta in (("a", 20), ("b", 20), ("clear", 1e4)):
         assert rapt("privatize", source, tmp_path / name, "--eta", eta, "--allow-weak", *arguments).code == 0
@@ -118,7 +118,7 @@ def test_a_receipt_replaces_no_other_file_and_is_refused_before_the_work(rapt, r
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     overwrite = () if name == "kept.txt" else ("--overwrite",)
     outcome = rapt(
-        *("privatize", tmp_path / "in.csv", tmp_path / "out", "--eta", 60, "--vocabulary", "bert-tiny", "--no-ledger"),
+        *("privatize", tmp_path / "in.csv", tmp_path / "out", "--eta", 60, "--vocabulary", "few-words", "--no-ledger"),
         *("--receipt", tmp_path / name, *overwrite),
     )
     assert (outcome.code, outcome.err.count("\n")) == (2, 1), outcome.err
@@ -128,6 +128,6 @@ def test_a_receipt_replaces_no_other_file_and_is_refused_before_the_work(rapt, r
 def test_an_output_never_replaces_the_key_of_a_ledger_wherever_it_lies(rapt, reviews, tmp_path):
     key = tmp_path / "somewhere"
     key.write_text("ab" * 32)
-    arguments = ("privatize", reviews, key, "--eta", 60, "--vocabulary", "bert-tiny", "--no-ledger", "--overwrite")
+    arguments = ("privatize", reviews, key, "--eta", 60, "--vocabulary", "few-words", "--no-ledger", "--overwrite")
     outcome = rapt(*arguments)
     assert (outcome.code, "looks like" in outcome.err, key.read_text()) == (2, True, "ab" * 32)

@@ -18,10 +18,13 @@ import pytest
 from rapt.cli import program
 from rapt.cli.help_pages import GROUPS
 from rapt.cli.program import name_command, run
+from rapt.service.http.assembly import load_backbones
+from rapt.service.http.settings import load_settings
+from running_service import running_service
 
-TINY = ("--vocabulary", "bert-tiny")
+TINY = ("--vocabulary", "few-words")
 FEW = ("--arms", "without reconstruction", "--seeds", 1, "--privatizations", 1, "--epochs", 1, "--plain-tokens", 2)
-BRIEF = ("--model", "bert-tiny", "--epsilon", 4, "--epochs", 0.1, "--vectors", 2)
+BRIEF = ("--model", "few-words", "--epsilon", 4, "--epochs", 0.1, "--vectors", 2)
 # At ε = 12 one of 2,600 codes of these leaves for another codeword than its own: the centre of 20 is found, and at
 # ε = 4 one in a hundred was no more than its noise.
 SMALL = ("--dimensions", 4, "--codewords", 64)
@@ -59,6 +62,13 @@ def call(encoding: str, *arguments: object) -> Outcome:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run([str(argument) for argument in arguments])
     return Outcome(code, *(stream.buffer.getvalue().decode(encoding) for stream in (out, err)))
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    backbones = load_backbones(load_settings({"models": "few-words", "precision": "float32"}))
+    with running_service(tmp_path_factory.mktemp("data"), backbones=backbones) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +115,7 @@ def story(folder: Path, service: str) -> list[tuple[object, ...]]:
         ("tune", folder / "ö.jsonl", *at, "--epochs", 1, "--prompt-length", 2, "--method", "prompt_tuning"),
         ("predict", folder / "ö.jsonl", *at, "--model", None),
         ("predict", folder / "ö.jsonl", *at, "--model", None, "--out", folder / "a.csv"),
-        ("codebook", folder / "public.csv", "--model", "bert-tiny", *SMALL, "--out", folder / "codes"),
+        ("codebook", folder / "public.csv", "--model", "few-words", *SMALL, "--out", folder / "codes"),
         (
             "privatize",
             folder / "in.csv",
@@ -138,10 +148,10 @@ def story(folder: Path, service: str) -> list[tuple[object, ...]]:
         ("contribute", folder / "ö.jsonl", "--pool", POOL, *at),
         ("pool", "close", POOL, *at),
         ("pool", "delete", POOL, *at),
-        ("vocabulary", "fetch", folder / "fetched", *at, "--model", "bert-tiny"),
-        ("vocabulary", "show", "bert-tiny"),
+        ("vocabulary", "fetch", folder / "fetched", *at, "--model", "few-words"),
+        ("vocabulary", "show", "few-words"),
         ("vocabulary", "vectors", folder / "words.txt", folder / "vectors"),
-        ("compare", folder / "in.csv", "--eta", 90, "--model", "bert-tiny", "--out", folder / "compared", *FEW),
+        ("compare", folder / "in.csv", "--eta", 90, "--model", "few-words", "--out", folder / "compared", *FEW),
     ]
 
 
@@ -246,7 +256,7 @@ def test_the_name_of_a_tuned_model_is_not_lost_with_stdout(folder: Path, service
     )
     os.close(writing)
     assert done.returncode == 3
-    assert "the tuned model is ft:bert-tiny:" in done.stderr
+    assert "the tuned model is ft:few-words:" in done.stderr
 
 
 @pytest.fixture
