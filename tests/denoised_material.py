@@ -11,10 +11,10 @@ from rapt.service.backbone.noise_expected import CARD, SCHEMA
 ETAS = (85.0, 110.0)
 
 
-def write_denoised(folder: Path, *, etas: tuple[float, ...] = ETAS) -> Path:
-    """The tiny backbone as it is, with a card that says it expects noise."""
+def write_denoised(folder: Path, *, model: str = "bert-tiny", etas: tuple[float, ...] = ETAS) -> Path:
+    """A tiny backbone as it is, with a card that says it expects noise."""
     folder.mkdir(parents=True)
-    for path in find_model_folder("bert-tiny").iterdir():
+    for path in find_model_folder(model).iterdir():
         if path.suffix in (".json", ".safetensors"):
             (folder / path.name).write_bytes(path.read_bytes())
     plan = {"mechanism": "laplace", "options": {}, "etas": etas}

@@ -43,7 +43,7 @@ def backbones():
     from rapt.service.http.assembly import load_backbones
     from rapt.service.http.settings import load_settings
 
-    return load_backbones(load_settings({"models": "bert-tiny", "precision": "float32"}))
+    return load_backbones(load_settings({"models": "few-words", "precision": "float32"}))
 
 
 @pytest.fixture(scope="module")

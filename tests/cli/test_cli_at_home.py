@@ -29,19 +29,19 @@ TEXTS = [f"the {WORDS[number % 2].split()[number % 4]} film number {number}" for
 
 @pytest.fixture(scope="module")
 def backbone():
-    return load_backbone("bert-tiny", precision="float32")
+    return load_backbone("few-words", precision="float32")
 
 
 @pytest.fixture(scope="module")
 def url(backbone, tmp_path_factory):
-    with running_service(tmp_path_factory.mktemp("data"), backbones={"bert-tiny": backbone}) as found:
+    with running_service(tmp_path_factory.mktemp("data"), backbones={"few-words": backbone}) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
 def as_if_private(backbone):
     """The texts as a mechanism that changes nothing would leave them, so that both sides see the same ids."""
-    contents = load_vocabulary("bert-tiny").encode(TEXTS)
+    contents = load_vocabulary("few-words").encode(TEXTS)
     records = tuple(
         PrivatizedRecord(token_ids=tuple(content), label=number % 2) for number, content in enumerate(contents)
     )
@@ -53,7 +53,7 @@ def tuned(url, as_if_private, tmp_path_factory):
     path = save_privatized(as_if_private, tmp_path_factory.mktemp("files") / "training.jsonl")
     method = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": {"n_epochs": 3, "num_virtual_tokens": 3}}}
     with httpx2.Client(base_url=url, timeout=60, trust_env=False) as http:
-        body = {"model": "bert-tiny", "training_file": upload(http, path).json()["id"], "method": method, "seed": 1}
+        body = {"model": "few-words", "training_file": upload(http, path).json()["id"], "method": method, "seed": 1}
         return done_job(http, body)["fine_tuned_model"]
 
 
@@ -121,7 +121,7 @@ def test_answers_replace_neither_queries_nor_texts_of_ones_own(rapt, url, tuned,
     arguments = ("--local", "--model", tuned, "--service", url, "--own-texts", own, "--out", own, "--overwrite")
     outcome = rapt("predict", source, *arguments)
     assert (outcome.code, own.read_bytes()) == (2, source.read_bytes())
-    base = rapt("predict", source, "--local", "--model", "bert-tiny", "--service", url)
+    base = rapt("predict", source, "--local", "--model", "few-words", "--service", url)
     assert (base.code, "a tuned one" in base.err) == (2, True)
 
 
@@ -141,7 +141,7 @@ def test_an_edited_adapter_and_a_base_model_are_refused_at_home(url, tuned, sour
 
 @pytest.fixture(scope="module")
 def encoder():
-    return read_encoder("bert-tiny")
+    return read_encoder("few-words")
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def code(encoder):
     others = np.random.default_rng(0).standard_normal((40, 6))
     words = np.concatenate([codes, others])
     return make_code_bundle(
-        model="bert-tiny",
+        model="few-words",
         encoder_hash=encoder.hash,
         center=center.astype(np.float32),
         directions=directions.astype(np.float32),

@@ -43,7 +43,7 @@ def source(tmp_path):
 
 
 def command(source, target, *options):
-    fixed = ["--eta", "30", "--vocabulary", "bert-tiny", "--plain-tokens", "0", "--mechanism", "santext"]
+    fixed = ["--eta", "10", "--vocabulary", "few-words", "--plain-tokens", "0", "--mechanism", "santext"]
     fixed += ["--keep-order"]
     return [sys.executable, "-m", "rapt", "privatize", str(source), str(target), *fixed, *map(str, options)]
 

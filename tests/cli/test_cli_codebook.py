@@ -23,7 +23,7 @@ def test_a_code_is_made_from_public_files(rapt, tmp_path):
     public = write_public(tmp_path / "public.csv")
     task = write_public(tmp_path / "task.csv", label="kind")
     made = rapt(
-        *("codebook", public, "--model", "bert-tiny", "--task", task, "--label-column", "kind"),
+        *("codebook", public, "--model", "few-words", "--task", task, "--label-column", "kind"),
         *("--label-name", "good film", "--label-name", "bad film"),
         *(
             "--dimensions",
@@ -43,13 +43,13 @@ def test_a_code_is_made_from_public_files(rapt, tmp_path):
     described = json.loads(made.out)
     bundle = read_code_bundle(tmp_path / "code")
     assert described["hash"] == bundle.hash
-    assert (bundle.model, bundle.size, bundle.languages, len(bundle.directions)) == ("bert-tiny", 64, ("en",), 4)
+    assert (bundle.model, bundle.size, bundle.languages, len(bundle.directions)) == ("few-words", 64, ("en",), 4)
     assert [item["epsilon"] for item in described["measured"]] == [2]
     assert 0 < described["measured"][0]["attenuation"] < 1
     states = read_public_states(tmp_path / "code", encoder_hash=bundle.encoder_hash, width=len(bundle.center))
     assert len(states) == len(public.read_text().splitlines()) - 1
     np.testing.assert_allclose(states.mean(axis=0), bundle.center, atol=2e-3)
-    again = rapt("codebook", public, "--model", "bert-tiny", "--out", tmp_path / "code")
+    again = rapt("codebook", public, "--model", "few-words", "--out", tmp_path / "code")
     assert (again.code, again.out) == (2, "")
     assert read_code_bundle(tmp_path / "code").hash == bundle.hash
 
@@ -64,7 +64,7 @@ def test_a_size_that_no_code_has_is_refused_before_anything_is_read(rapt, tmp_pa
 
 
 def test_a_file_that_is_not_there_leaves_no_folder(rapt, tmp_path):
-    refused = rapt("codebook", tmp_path / "none.csv", "--model", "bert-tiny", "--out", tmp_path / "code")
+    refused = rapt("codebook", tmp_path / "none.csv", "--model", "few-words", "--out", tmp_path / "code")
     assert refused.code == 3
     assert len(refused.err.strip().splitlines()) == 1
     assert not (tmp_path / "code").exists()
@@ -72,7 +72,7 @@ def test_a_file_that_is_not_there_leaves_no_folder(rapt, tmp_path):
 
 def test_texts_are_privatized_with_the_code_that_was_made(rapt, tmp_path, reviews, never_shows):
     made = rapt(
-        *("codebook", write_public(tmp_path / "public.csv"), "--model", "bert-tiny", "--dimensions", 4),
+        *("codebook", write_public(tmp_path / "public.csv"), "--model", "few-words", "--dimensions", 4),
         *("--codewords", 64, "--out", tmp_path / "code"),
     )
     assert made.code == 0, made.err
@@ -96,15 +96,15 @@ def test_texts_are_privatized_with_the_code_that_was_made(rapt, tmp_path, review
 def test_a_reader_is_made_from_public_files_and_its_folder_serves_as_a_code(rapt, tmp_path):
     public = write_public(tmp_path / "public.csv")
     sizes = ("--dimensions", 4, "--codewords", 32)
-    assert rapt("codebook", public, "--model", "bert-tiny", *sizes, "--out", tmp_path / "code").code == 0
-    asked = ("reader", public, "--model", "bert-tiny", "--codes", tmp_path / "code", "--out", tmp_path / "reader")
+    assert rapt("codebook", public, "--model", "few-words", *sizes, "--out", tmp_path / "code").code == 0
+    asked = ("reader", public, "--model", "few-words", "--codes", tmp_path / "code", "--out", tmp_path / "reader")
     made = rapt(*asked, "--epsilon", 2, "--epochs", 0.2, "--json")
     assert made.code == 0, made.err
     described = json.loads(made.out)
     bundle = read_reader_bundle(tmp_path / "reader")
     assert described["hash"] == bundle.hash
     assert (bundle.model, bundle.epsilons, bundle.code.hash) == (
-        "bert-tiny", (2.0,), read_code_bundle(tmp_path / "code").hash,
+        "few-words", (2.0,), read_code_bundle(tmp_path / "code").hash,
     )  # fmt: skip
     assert [item["epsilon"] for item in described["measured"]] == [2]
     again = rapt(*asked)
@@ -118,7 +118,7 @@ def test_a_reader_of_a_codebook_alone_or_of_a_code_of_pairs_is_refused(rapt, tmp
     write_code_bundle(make_code_bundle(**code_parts() | pairs), tmp_path / "pairs")
     for settings, said in (
         (("--model", "minilm-codes"), "for a language model, got a codebook"),
-        (("--model", "bert-tiny", "--codes", tmp_path / "pairs"), "of a code of single texts, got one of pairs"),
+        (("--model", "few-words", "--codes", tmp_path / "pairs"), "of a code of single texts, got one of pairs"),
     ):
         refused = rapt("reader", public, *settings, "--out", tmp_path / "reader")
         assert (refused.code, said in refused.err, len(refused.err.splitlines())) == (2, True, 1)
@@ -130,7 +130,7 @@ def test_a_code_is_centred_by_a_file_of_the_first_round_alone(rapt, tmp_path):
     (folder / "public.csv").write_text("text\n" + "".join(f"the film number {n} of {n * n}\n" for n in range(80)))
     (folder / "private.csv").write_text("text\n" + "".join(f"oil prices rose by {n} dollars\n" for n in range(60)))
     sizes = ("--dimensions", 4, "--codewords", 64)
-    assert rapt("codebook", folder / "public.csv", "--model", "bert-tiny", *sizes, "--out", folder / "code").code == 0
+    assert rapt("codebook", folder / "public.csv", "--model", "few-words", *sizes, "--out", folder / "code").code == 0
     done = rapt(
         *("privatize", folder / "private.csv", folder / "first.jsonl", "--epsilon", 8, "--codes", folder / "code"),
         "--no-label",

@@ -47,8 +47,8 @@ def test_a_guess_among_so_many_texts_gives_an_epsilon(rapt):
 
 @pytest.fixture(scope="module")
 def codes(tmp_path_factory):
-    """A code of the encoder bert-tiny, centred on a few public sentences; and others that do not fit a machine."""
-    folder, encoder = tmp_path_factory.mktemp("codes"), read_encoder("bert-tiny")
+    """A code of the encoder few-words, centred on a few public sentences; and others that do not fit a machine."""
+    folder, encoder = tmp_path_factory.mktemp("codes"), read_encoder("few-words")
     parts = parts_for(encoder, public=["The film is good.", "What a dull evening.", "We went home early."])
     write_code_bundle(make_code_bundle(**parts), folder / "good")
     write_code_bundle(make_code_bundle(**parts | {"model": "no-such-encoder"}), folder / "unknown")
@@ -140,7 +140,7 @@ def test_an_epsilon_that_lets_texts_be_named_is_taken_only_from_who_says_so(rapt
         ("--epsilon 4 --eta 75 --codes good", 2, "one guarantee must be named"),
         ("--epsilon 4 --codes .", 5, "must be a folder with code.json and code.safetensors, or one of minilm-codes"),
         ("--epsilon 4 --codes unknown", 5, "or name it with --encoder"),
-        ("--epsilon 4 --codes other", 5, "must be the one it was made with, bert-tiny efefefefefef"),
+        ("--epsilon 4 --codes other", 5, "must be the one it was made with, few-words efefefefefef"),
         ("--epsilon 4 --codes good --encoder minilm", 5, "must be the one it was made with"),
         ("--epsilon 0 --codes good", 6, "must be a number above 0"),
         ("--epsilon -1 --codes good", 6, "must be a number above 0"),

@@ -10,7 +10,7 @@ import pytest
 from denoised_material import write_denoised
 from rapt.compare.plan import ARMS
 
-TINY = ("--model", "bert-tiny", "--eta", 90)
+TINY = ("--model", "few-words", "--eta", 90)
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_a_comparison_that_cannot_be_run_is_refused_in_one_line(rapt, labelled, 
 
 def test_a_comparison_is_read_from_a_file_and_options_beside_it_are_refused(rapt, labelled, tmp_path):
     (tmp_path / "plan.toml").write_text(
-        'model = "bert-tiny"\netas = [90]\nseeds = 1\narms = ["without reconstruction"]\nprivatizations = 1\n'
+        'model = "few-words"\netas = [90]\nseeds = 1\narms = ["without reconstruction"]\nprivatizations = 1\n'
         'epochs = 1\nplain_pool = 10\n[texts]\ntraining = "reviews.csv"\ntext_column = "sentence"\n'
         'label_column = "verdict"\nrecords = 20\n'
     )
@@ -106,7 +106,7 @@ def test_public_text_becomes_a_backbone(rapt, tmp_path):
 
 
 def test_arms_that_need_what_is_not_given_are_left_out_where_nothing_is_said(rapt, labelled, tmp_path):
-    expecting = write_denoised(tmp_path / "expecting", etas=(90.0,))
+    expecting = write_denoised(tmp_path / "expecting", model="few-words", etas=(90.0,))
     columns = ("--text-column", "sentence", "--label-column", "verdict", "--records", 20)
     few = ("--seeds", 1, "--privatizations", 1, "--epochs", 1, "--prompt-length", 2)
     outcome = rapt(

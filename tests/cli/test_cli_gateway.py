@@ -12,7 +12,7 @@ import pytest
 from http_requests import open_client
 from strange_service import answering
 
-ASKED = ("--eta", "1", "--vocabulary", "bert-tiny", "--labels", "negative,positive")
+ASKED = ("--eta", "1", "--vocabulary", "few-words", "--labels", "negative,positive")
 
 
 def started(service, folder, *asked):
@@ -76,11 +76,11 @@ def test_words_leave_under_a_policy_for_any_service(tmp_path):
         (("--eta", "75", "--epsilon", "4"), 2, "one guarantee must be named"),
         (("--epsilon", "4", "--truncate", "8"), 2, "must not stand beside --epsilon"),
         (("--eta", "75", "--host", "0.0.0.0"), 2, "must listen on this machine alone"),
-        (("--eta", "40000", "--vocabulary", "bert-tiny"), 6, "--allow-weak"),
+        (("--eta", "40000", "--vocabulary", "few-words"), 6, "--allow-weak"),
         (("--eta", "75", "--label-epsilon", "1"), 2, "must come with --labels"),
         (("--words",), 2, "or --policy alone"),
         (("--words", "--eta", "75", "--labels", "a,b"), 2, "must not stand beside --words"),
-        (("--words", "--eta", "75", "--vocabulary", "bert-tiny"), 2, "replaced by whole words"),
+        (("--words", "--eta", "75", "--vocabulary", "few-words"), 2, "replaced by whole words"),
         (("--policy", "missing.toml", "--eta", "75"), 2, "a policy must be readable"),
     ],
     ids=["two", "unit", "host", "weak", "labels", "words", "classes", "pieces", "policy"],

@@ -13,7 +13,7 @@ import pytest
 from rapt.cli.program import run
 from rapt.wire.privatized_file import read_privatized_file
 
-TINY = ("--vocabulary", "bert-tiny")
+TINY = ("--vocabulary", "few-words")
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ def used(tmp_path_factory) -> Path:
 def test_a_damaged_row_is_one_line_and_never_a_defect(rapt, used: Path, tmp_path: Path, column, value):
     shutil.copytree(used, tmp_path, dirs_exist_ok=True)
     ledger = tmp_path / "l.db"
-    arguments = ("privatize", tmp_path / "in.csv", tmp_path / "out", "--eta", 20, "--vocabulary", "bert-tiny")
+    arguments = ("privatize", tmp_path / "in.csv", tmp_path / "out", "--eta", 20, "--vocabulary", "few-words")
     with closing(sqlite3.connect(ledger)) as connection, connection:
         for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
             connection.execute(f"DROP TRIGGER {name}")
@@ -218,7 +218,7 @@ def test_a_damaged_row_is_one_line_and_never_a_defect(rapt, used: Path, tmp_path
 
 def test_a_run_counts_without_being_told_and_a_second_release_is_named(rapt, reviews: Path, tmp_path: Path):
     target = tmp_path / "out"
-    arguments = ("privatize", reviews, target, "--vocabulary", "bert-tiny")
+    arguments = ("privatize", reviews, target, "--vocabulary", "few-words")
     first = rapt(*arguments, "--eta", 20)
     assert "a ledger was begun" in first.err
     ledger = tmp_path / ".rapt" / "ledger.sqlite"
@@ -237,7 +237,7 @@ def test_a_run_counts_without_being_told_and_a_second_release_is_named(rapt, rev
 def test_without_a_ledger_a_run_says_that_nothing_is_counted_and_names_a_second_release(
     rapt, reviews: Path, tmp_path: Path
 ):
-    arguments = ("privatize", reviews, tmp_path / "out", "--eta", 20, "--vocabulary", "bert-tiny")
+    arguments = ("privatize", reviews, tmp_path / "out", "--eta", 20, "--vocabulary", "few-words")
     first = rapt(*arguments, "--no-ledger")
     assert "nothing is counted" in first.err
     assert not (tmp_path / ".rapt").exists()
@@ -248,7 +248,7 @@ def test_without_a_ledger_a_run_says_that_nothing_is_counted_and_names_a_second_
 
 
 def test_a_ledger_counts_what_several_processes_draw(rapt, reviews: Path, tmp_path: Path):
-    arguments = ("--eta", 20, "--vocabulary", "bert-tiny", "--processes", 2)
+    arguments = ("--eta", 20, "--vocabulary", "few-words", "--processes", 2)
     arguments += ("--label-epsilon", 1, "--labels", "negative,positive", "--keep-order")
     for name in ("a", "b"):
         assert rapt("privatize", reviews, tmp_path / name, *arguments).code == 0
@@ -261,7 +261,7 @@ def test_a_ledger_counts_what_several_processes_draw(rapt, reviews: Path, tmp_pa
 
 
 def test_a_ledger_that_was_set_back_is_found_by_the_receipts_beside_it(rapt, reviews: Path, tmp_path: Path):
-    arguments = ("privatize", reviews, tmp_path / "out", "--vocabulary", "bert-tiny", "--overwrite", "--eta")
+    arguments = ("privatize", reviews, tmp_path / "out", "--vocabulary", "few-words", "--overwrite", "--eta")
     rapt(*arguments, 20)
     ledger = tmp_path / ".rapt" / "ledger.sqlite"
     before = ledger.read_bytes()

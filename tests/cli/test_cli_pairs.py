@@ -49,7 +49,7 @@ def code(folder):
     """Folder of a code of pairs, made by the command line from public pairs."""
     public = write_pairs(folder / "public.csv", 160, seed=1)
     assert (
-        run([str(part) for part in ("codebook", public, "--model", "bert-tiny", *COLUMNS, "--out", folder / "c")]) == 0
+        run([str(part) for part in ("codebook", public, "--model", "few-words", *COLUMNS, "--out", folder / "c")]) == 0
     )
     return folder / "c"
 
@@ -67,7 +67,7 @@ def released(folder, code):
 @pytest.mark.parametrize("epsilon", [0.5, 4.0, 64.0])
 def test_no_two_pairs_are_told_apart_beyond_epsilon(epsilon):
     states = PublicStates(texts=np.linspace(-0.3, 0.9, 200, dtype=np.float32)[:, None])
-    encoder = read_encoder("bert-tiny")
+    encoder = read_encoder("few-words")
     bundle = make_pair_codebook(encoder, states)
     hard = np.array([[-1], [1], [0], [0.3], [0.30000001], [np.nan], [np.inf], [1e30]], dtype=np.float32)
     codes = project_states(np.concatenate([hard, states.texts]), bundle)
@@ -78,7 +78,7 @@ def test_no_two_pairs_are_told_apart_beyond_epsilon(epsilon):
 
 def test_a_number_of_near_codewords_that_depends_on_the_pair_is_told_apart_beyond_epsilon():
     states = PublicStates(texts=np.linspace(-0.3, 0.9, 200, dtype=np.float32)[:, None])
-    bundle = make_pair_codebook(read_encoder("bert-tiny"), states)
+    bundle = make_pair_codebook(read_encoder("few-words"), states)
     codes = project_states(states.texts, bundle)
     by_pair = [SubsetMechanism(bundle=bundle, epsilon=2.0, preferred=m).log_probabilities(codes)[:, 0] for m in (1, 5)]
     wrong = np.where((states.texts > 0.3), *by_pair)
@@ -187,4 +187,4 @@ def test_a_bundle_of_pairs_has_the_shape_of_one(code):
     with pytest.raises(VocabularyError, match="a code of pairs must have center"):
         make_code_bundle(**parts | {"center": np.zeros(2, np.float32)}, pairs=True)
     with pytest.raises(UsageError, match="must differ in how alike"):
-        make_pair_codebook(read_encoder("bert-tiny"), PublicStates(texts=np.ones((70, 1), np.float32)))
+        make_pair_codebook(read_encoder("few-words"), PublicStates(texts=np.ones((70, 1), np.float32)))

@@ -22,7 +22,7 @@ def rules(tmp_path):
     return tmp_path / "policy.toml"
 
 
-SETTING = ("--vocabulary", "bert-tiny", "--eta", 5, "--allow-weak", "--keep-order")
+SETTING = ("--vocabulary", "few-words", "--eta", 5, "--allow-weak", "--keep-order")
 
 
 def test_a_file_is_privatized_shown_and_stated_under_its_policy(rapt, rules, tmp_path, monkeypatch):
@@ -38,7 +38,7 @@ def test_a_file_is_privatized_shown_and_stated_under_its_policy(rapt, rules, tmp
     assert shown["texts"][2]["after"][1] == "ticket"
     stated = rapt("statement", "out.jsonl", "--original", "in.csv", "--policy", rules)
     assert "the policy: its kinds and treatments stand in the manifest" in stated.out
-    previewed = rapt("preview", "in.csv", "--vocabulary", "bert-tiny", "--eta", 5, "--policy", rules)
+    previewed = rapt("preview", "in.csv", "--vocabulary", "few-words", "--eta", 5, "--policy", rules)
     assert "number" in previewed.out
     for outcome in (made, stated, previewed):
         assert NAME not in outcome.out + outcome.err

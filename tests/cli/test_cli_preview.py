@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-TINY = ("--vocabulary", "bert-tiny")
+TINY = ("--vocabulary", "few-words")
 
 
 def test_each_token_of_a_text_has_its_chance_and_the_words_that_stay_are_listed(rapt, reviews: Path, never_shows):
@@ -39,7 +39,7 @@ def test_words_and_pairs_are_told_without_a_file(rapt):
 def test_a_list_of_words_gives_the_largest_eta_that_keeps_them_below_the_target(rapt, tmp_path: Path):
     words = tmp_path / "list.txt"
     words.write_text("cancer\n\nsuicide\n", encoding="utf-8")
-    settings = ("--vocabulary", "bert-tiny", "--mechanism", "exponential")
+    settings = ("--vocabulary", "few-words", "--mechanism", "exponential")
     outcome = rapt("preview", "--eta", 20, *settings, "--keep-below", words, "--target", 0.4, "--json")
     found = json.loads(outcome.out)["largest_eta"]
     assert max(word["kept"] for word in found["words"]) < 0.4

@@ -15,7 +15,7 @@ from rapt.wire.manifest import LabelPrivacy
 from rapt.wire.mechanism_setting import KNOWN_MECHANISMS
 from rapt.wire.privatized_file import read_privatized_file
 
-TINY = ("--vocabulary", "bert-tiny")
+TINY = ("--vocabulary", "few-words")
 
 
 def test_a_file_becomes_a_privatized_file(rapt, reviews: Path, tmp_path: Path, never_shows):
@@ -73,7 +73,7 @@ def test_no_name_of_a_file_or_a_folder_is_in_a_manifest(rapt, tmp_path: Path, mo
     names = ("quokkaclinic", "wombatpatients")
     (tmp_path / names[0]).mkdir()
     folder = tmp_path / names[0] / names[1]
-    folder.symlink_to(find_model_folder("bert-tiny"))
+    folder.symlink_to(find_model_folder("few-words"))
     table = vectors(tmp_path).rename(tmp_path / names[0] / f"{names[1]}.vec")
     made = tmp_path / names[0] / "quokkaclinic-vocabulary"
     assert rapt("vocabulary", "vectors", table, made).code == 0
@@ -205,7 +205,7 @@ def test_privatizing_from_the_shell_loads_no_torch(reviews: Path, tmp_path: Path
     script = f"""
 import sys
 from rapt.cli.program import run
-code = run(["privatize", {str(reviews)!r}, {str(tmp_path / "out")!r}, "--eta", "20", "--vocabulary", "bert-tiny"])
+code = run(["privatize", {str(reviews)!r}, {str(tmp_path / "out")!r}, "--eta", "20", "--vocabulary", "few-words"])
 assert code == 0, code
 loaded = [name for name in ("torch", "transformers", "scipy", "jinja2", "fastapi") if name in sys.modules]
 assert not loaded, loaded

@@ -128,9 +128,9 @@ def test_a_profile_that_is_named_must_be_there_and_agree_with_the_environment(ra
 def test_the_vocabulary_and_the_code_of_a_profile_are_defaults_and_nothing_more(
     rapt, configure, reviews: Path, tmp_path: Path
 ):
-    configure('profile = "mine"\n[profiles.mine]\nvocabulary = "bert-tiny"\ncodes = "no-such-code"\n')
+    configure('profile = "mine"\n[profiles.mine]\nvocabulary = "few-words"\ncodes = "no-such-code"\n')
     made = rapt("privatize", reviews, tmp_path / "out", "--eta", 60, "--plain-tokens", 2, "--json")
-    assert json.loads(made.out)["model"] == "bert-tiny"
+    assert json.loads(made.out)["model"] == "few-words"
     coded = rapt("privatize", reviews, tmp_path / "codes", "--epsilon", 4)
     assert (coded.code, "code" in coded.err) == (5, True)
     # A file says itself what it was made with.
@@ -140,7 +140,7 @@ def test_the_vocabulary_and_the_code_of_a_profile_are_defaults_and_nothing_more(
 
 def test_who_wants_to_hear_nothing_hears_warnings_and_errors_alone(rapt, reviews: Path, tmp_path: Path):
     def call(place: str, *options: object):
-        arguments = ("privatize", reviews, tmp_path / place, "--eta", 60, "--vocabulary", "bert-tiny", "--no-ledger")
+        arguments = ("privatize", reviews, tmp_path / place, "--eta", 60, "--vocabulary", "few-words", "--no-ledger")
         before = [options[0]] if options and options[0] == "-q" else []
         return rapt(*before, *arguments, *options[len(before) :])
 

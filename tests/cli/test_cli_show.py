@@ -13,7 +13,7 @@ def made(rapt, tmp_path):
     source = tmp_path / "in.csv"
     source.write_text("\n".join(["text,label", *(f"{text},{len(text) % 2}" for text in TEXTS)]) + "\n")
     for name, eta in (("noisy", 5), ("kept", 900)):
-        given = ("--vocabulary", "bert-tiny", "--eta", eta, "--allow-weak", "--ledger", tmp_path / "book", "--redraw")
+        given = ("--vocabulary", "few-words", "--eta", eta, "--allow-weak", "--ledger", tmp_path / "book", "--redraw")
         assert rapt("privatize", source, tmp_path / name, *given).code == 0
     return source
 
@@ -41,7 +41,7 @@ def test_without_the_source_there_is_nothing_but_what_left(rapt, made, tmp_path)
 
 def test_unknown_tokens_are_counted(rapt, tmp_path):
     (tmp_path / "in.csv").write_text("text\nthe \u2603 \u2603 film\n")
-    given = ("--vocabulary", "bert-tiny", "--eta", 5, "--no-label", "--no-ledger")
+    given = ("--vocabulary", "few-words", "--eta", 5, "--no-label", "--no-ledger")
     assert rapt("privatize", tmp_path / "in.csv", tmp_path / "out", *given).code == 0
     shown = rapt("show", tmp_path / "out", "--original", tmp_path / "in.csv").out
     assert "of the source the vocabulary does not know 2" in shown
@@ -65,7 +65,7 @@ def test_another_source_vocabulary_or_receipt_is_refused(rapt, made, tmp_path, m
 
 def test_a_setting_that_keeps_nearly_everything_is_refused_and_one_that_keeps_much_is_warned_of(rapt, tmp_path):
     (tmp_path / "in.csv").write_text("text\n" + "the film was good and we came back\n" * 9)
-    given = ("privatize", tmp_path / "in.csv", tmp_path / "out", "--vocabulary", "bert-tiny", "--no-label", "--eta")
+    given = ("privatize", tmp_path / "in.csv", tmp_path / "out", "--vocabulary", "few-words", "--no-label", "--eta")
     refused = rapt(*given, 500)
     assert (refused.code, refused.err.count("\n")) == (6, 1)
     assert "eta must change more than a tenth of the tokens, got eta=500" in refused.err

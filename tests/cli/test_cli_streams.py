@@ -18,9 +18,6 @@ import pytest
 from rapt.cli import program
 from rapt.cli.help_pages import GROUPS
 from rapt.cli.program import name_command, run
-from rapt.service.http.assembly import load_backbones
-from rapt.service.http.settings import load_settings
-from running_service import running_service
 
 TINY = ("--vocabulary", "few-words")
 FEW = ("--arms", "without reconstruction", "--seeds", 1, "--privatizations", 1, "--epochs", 1, "--plain-tokens", 2)
@@ -62,13 +59,6 @@ def call(encoding: str, *arguments: object) -> Outcome:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run([str(argument) for argument in arguments])
     return Outcome(code, *(stream.buffer.getvalue().decode(encoding) for stream in (out, err)))
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory):
-    backbones = load_backbones(load_settings({"models": "few-words", "precision": "float32"}))
-    with running_service(tmp_path_factory.mktemp("data"), backbones=backbones) as url:
-        yield url
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from rapt.cli.program import run
 from running_service import running_service
 from strange_service import answering
 
-PRIVATIZE = ("--eta", 60, "--vocabulary", "bert-tiny", "--plain-tokens", 4, "--plain-token-pool", 20)
+PRIVATIZE = ("--eta", 60, "--vocabulary", "few-words", "--plain-tokens", 4, "--plain-token-pool", 20)
 QUICK = ("--epochs", 1, "--prompt-length", 2, "--seed", 3)
 
 
@@ -40,7 +40,7 @@ def tuned(service, privatized: Path) -> str:
         hyperparameters = {"n_epochs": 1, "num_virtual_tokens": 2}
         job = client.create_job(
             file_id=uploaded.id,
-            model="bert-tiny",
+            model="few-words",
             method={"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": hyperparameters}},
         )
         name = client.wait(job.id, seconds_between=0.05).fine_tuned_model
@@ -51,7 +51,7 @@ def tuned(service, privatized: Path) -> str:
 def test_tuning_prints_the_name_of_the_model_alone_on_stdout(rapt, service, privatized: Path):
     outcome = rapt("tune", privatized / "train", "--service", service, *QUICK, "--suffix", "food")
     assert outcome.code == 0
-    assert re.fullmatch(r"ft:bert-tiny:local:food:\S+\n", outcome.out)
+    assert re.fullmatch(r"ft:few-words:local:food:\S+\n", outcome.out)
     assert "reconstruction λ=" in outcome.err
     assert "loss" in outcome.err
 
@@ -92,7 +92,7 @@ def test_a_tuned_model_is_written_as_a_folder_for_others_or_for_another_service(
         assert http.post("/v1/adapters", files=files).status_code == 200
     for arguments, code in (
         ((tuned, hub), 2),  # it is there
-        (("bert-tiny", tmp_path / "base"), 9),
+        (("few-words", tmp_path / "base"), 9),
         ((tuned, tmp_path / "other", "--form", "zip"), 2),
         ((tuned, hub / "README.md" / "below"), 3),
     ):
@@ -164,8 +164,8 @@ def test_ids_and_columns_of_the_source_stand_before_the_answers(rapt, service, p
 
 def test_a_fetched_vocabulary_privatizes_like_the_installed_one(rapt, service, reviews: Path, tmp_path: Path):
     folder = tmp_path / "bundle"
-    assert rapt("vocabulary", "fetch", folder, "--service", service, "--model", "bert-tiny").out == f"{folder}\n"
-    for vocabulary in ("bert-tiny", folder):
+    assert rapt("vocabulary", "fetch", folder, "--service", service, "--model", "few-words").out == f"{folder}\n"
+    for vocabulary in ("few-words", folder):
         name = "a" if vocabulary == folder else "b"
         options = ("--eta", 20, "--insecure-seed", 1, "--vocabulary", vocabulary)
         assert rapt("privatize", reviews, tmp_path / name, *options).code == 0
@@ -175,7 +175,7 @@ def test_a_fetched_vocabulary_privatizes_like_the_installed_one(rapt, service, r
 def test_what_the_service_refuses_is_one_line(rapt, service, privatized: Path, reviews: Path, tuned, tmp_path: Path):
     at = ("--service", service)
     other = tmp_path / "other"
-    rapt("privatize", reviews, other, "--eta", 61, "--vocabulary", "bert-tiny", "--plain-tokens", 4)
+    rapt("privatize", reviews, other, "--eta", 61, "--vocabulary", "few-words", "--plain-tokens", 4)
     (tmp_path / "cut").write_bytes((privatized / "train").read_bytes()[:-40])
     for arguments, code, said in [
         (("tune", reviews, *at), 4, "the first line must be"),
@@ -206,8 +206,8 @@ def test_what_the_service_refuses_is_one_line(rapt, service, privatized: Path, r
             "--insecure",
         ),
         (("tune", privatized / "train", "--service", "http://127.0.0.1:9"), 9, "must be reachable"),
-        (("predict", privatized / "queries", *at, "--model", "ft:bert-tiny:no:such"), 9, "404"),
-        (("predict", privatized / "queries", *at, "--model", "bert-tiny"), 2, "a tuned one"),
+        (("predict", privatized / "queries", *at, "--model", "ft:few-words:no:such"), 9, "404"),
+        (("predict", privatized / "queries", *at, "--model", "few-words"), 2, "a tuned one"),
         (("predict", other, *at, "--model", tuned), 2, "labels of the model"),
         (("predict", privatized / "queries", *at, "--model", tuned, "--out", "x.xml"), 2, ".jsonl or .csv"),
         (("vocabulary", "fetch", tmp_path / "v", *at, "--model", "none"), 9, "404"),
@@ -222,7 +222,7 @@ def test_what_the_service_refuses_is_one_line(rapt, service, privatized: Path, r
 
 
 def test_queries_at_another_eta_are_refused(rapt, service, tuned, reviews: Path, tmp_path: Path):
-    options = ("--eta", 61, "--vocabulary", "bert-tiny", "--plain-tokens", 4, "--no-label")
+    options = ("--eta", 61, "--vocabulary", "few-words", "--plain-tokens", 4, "--no-label")
     rapt("privatize", reviews, tmp_path / "queries", *options)
     outcome = rapt("predict", tmp_path / "queries", "--service", service, "--model", tuned)
     assert outcome.code == 9
@@ -269,7 +269,7 @@ def test_a_job_that_nobody_waits_for_is_named_followed_and_chosen_by_other_texts
     asked = rapt(*arguments, "--validation", privatized / "train", "--patience", 2, "--no-wait")
     assert re.fullmatch(r"ftjob-\w+\n", asked.out)
     job = asked.out.strip()
-    assert rapt("tune", "--follow", job, "--service", service).out.startswith("ft:bert-tiny:")
+    assert rapt("tune", "--follow", job, "--service", service).out.startswith("ft:few-words:")
     shown = httpx2.get(f"{service}/v1/fine_tuning/jobs/{job}", trust_env=False).json()
     assert shown["validation_file"] == shown["training_file"]
     assert shown["method"]["prompt_tuning"]["hyperparameters"]["patience"] == 2
@@ -296,7 +296,7 @@ def test_what_a_service_keeps_is_listed_shown_and_deleted(rapt, service, privati
     seed = ask("jobs", "show", done["job"])["seed"]
     assert str(seed) in rapt("jobs", "show", done["job"], "--service", service).out.split()
     table = rapt("jobs", "list", "--service", service).out
-    assert re.search(rf"{done['job']}  succeeded +bert-tiny +\d{{4}}-\d\d-\d\d \d\d:\d\d +{model}", table)
+    assert re.search(rf"{done['job']}  succeeded +few-words +\d{{4}}-\d\d-\d\d \d\d:\d\d +{model}", table)
     assert ask("files", "delete", file) == 9  # a job needs it
     assert ask("jobs", "pause", job)["status"] == "paused"
     assert ask("jobs", "pause", job) == 9
@@ -308,7 +308,7 @@ def test_what_a_service_keeps_is_listed_shown_and_deleted(rapt, service, privati
     assert (kept["records"], kept in ask("files", "list")["files"]) == (20, True)
     shown = ask("models", "show", model)
     assert (shown["labels"], shown["queries"]) == (["no", "yes"], "laplace at eta=60")
-    assert {"bert-tiny", model} <= {item["model"] for item in ask("models", "list")["models"]}
+    assert {"few-words", model} <= {item["model"] for item in ask("models", "list")["models"]}
     assert ask("models", "delete", model) == {"model": model, "deleted": True}
     assert ask("models", "show", model) == 9
     assert ask("files", "delete", file) == {"file": file, "deleted": True}
@@ -349,7 +349,7 @@ def test_interrupting_cancels_a_job_that_was_begun_here_and_not_one_that_is_foll
         assert client.job(followed[0]).status == "cancelled"
         job = client.create_job(
             file_id=client.upload(privatized / "train").id,
-            model="bert-tiny",
+            model="few-words",
             method={"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": ENDLESS}},
         )
         assert rapt("tune", "--follow", job.id, "--service", service).code == 130
@@ -358,7 +358,7 @@ def test_interrupting_cancels_a_job_that_was_begun_here_and_not_one_that_is_foll
 
 
 def test_the_base_model_is_the_one_with_the_vocabulary_of_the_file(rapt, privatized: Path, backbones, tmp_path_factory):
-    backbone = backbones["bert-tiny"]
+    backbone = backbones["few-words"]
     arguments = ("tune", privatized / "train", *QUICK)
     two = {"first": replace(backbone, model="first"), "second": replace(backbone, model="second")}
     with running_service(tmp_path_factory.mktemp("two"), backbones=two) as url:

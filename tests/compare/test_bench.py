@@ -43,7 +43,7 @@ from tiny_backbones import write_tiny_model
 ON_TOKENS = tuple(name for name, arm in ARMS.items() if arm.unit == "token")
 SPLIT = Split(training=texts(48, start=0), evaluation=texts(24, start=100))
 PLAN = ComparisonPlan(
-    model="bert-tiny",
+    model="few-words",
     etas=(20.0, 500.0),
     seeds=(0, 1),
     arms=(CLEAN, PROMPT, RAPT),
@@ -121,7 +121,7 @@ def test_results_of_other_texts_or_another_plan_are_not_mixed(results, tmp_path)
 def test_comparisons_of_single_texts_begun_before_there_were_pairs_go_on():
     # Frozen: `SPLIT.digest` and `PLAN.digest_setting(SPLIT)` before there was `--text-column-2`.
     assert SPLIT.digest == "2738822a963d6903ab42dd12ed2aeaaf00cb49c0ec0a065e581581d1d8dbb52d"
-    assert PLAN.digest_setting(SPLIT) == "3ea168747985888c"
+    assert replace(PLAN, model="bert-tiny").digest_setting(SPLIT) == "3ea168747985888c"
 
 
 def test_processes_give_the_numbers_of_one(results, tmp_path):
@@ -137,7 +137,7 @@ def test_processes_give_the_numbers_of_one(results, tmp_path):
 
 def test_the_oracle_sees_the_unchanged_tokens_and_nothing_else():
     plan = replace(PLAN, etas=(80.0,))
-    vocabulary = load_vocabulary("bert-tiny")
+    vocabulary = load_vocabulary("few-words")
     files = FileMaker(plan, vocabulary)
     file = files.training(SPLIT.training, eta=80.0, seed=0)
     told = files.unchanged_only(SPLIT.training, file)
@@ -158,7 +158,7 @@ PUBLIC = ("a train left the town at noon", "too short", "nobody saw the old hous
 
 def test_public_sentences_take_the_place_of_plain_tokens_and_of_nothing_else():
     plan = replace(PLAN, plain_tokens=4)
-    vocabulary = load_vocabulary("bert-tiny")
+    vocabulary = load_vocabulary("few-words")
     files = FileMaker(plan, vocabulary, PUBLIC)
     file = files.training(SPLIT.training, eta=80.0, seed=0)
     changed, other = (files.put_sentences(file, eta=80.0, seed=(0, draw)) for draw in (0, 1))
@@ -202,7 +202,7 @@ def test_a_policy_that_finds_nothing_changes_no_answer_and_one_that_masks_every_
     assert ["500, policy"] == [line[0] for line in list_attacks(summarize(rows))[2:]]
     texts = [
         list(
-            FileMaker(plan, load_vocabulary("bert-tiny"))
+            FileMaker(plan, load_vocabulary("few-words"))
             .training(SPLIT.training, eta=1e4, seed=0, policy=under)
             .records
         )
@@ -212,7 +212,7 @@ def test_a_policy_that_finds_nothing_changes_no_answer_and_one_that_masks_every_
 
 
 def test_a_denoised_backbone_is_compared_by_its_weights(tmp_path):
-    source = find_model_folder("bert-tiny")
+    source = find_model_folder("few-words")
     folders = []
     for name in ("one", "two"):
         folders.append(tmp_path / name)
@@ -235,7 +235,11 @@ def test_a_denoised_backbone_is_compared_by_its_weights(tmp_path):
 def test_arms_that_need_no_denoised_backbone_are_not_run_again_for_one(results, tmp_path):
     path = tmp_path / "r.jsonl"
     path.write_bytes(results[0].read_bytes())
-    plan = replace(PLAN, arms=(*PLAN.arms, DENOISED), denoised=str(write_denoised(tmp_path / "one", etas=(60.0,))))
+    plan = replace(
+        PLAN,
+        arms=(*PLAN.arms, DENOISED),
+        denoised=str(write_denoised(tmp_path / "one", model=PLAN.model, etas=(60.0,))),
+    )
     seen = []
     rows = run_comparison(plan, SPLIT, results=path, on_row=lambda done, total: seen.append((done, total)))
     assert seen[0] == (12, 16)
@@ -243,7 +247,7 @@ def test_arms_that_need_no_denoised_backbone_are_not_run_again_for_one(results, 
     run_comparison(plan, SPLIT, results=path, on_row=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (16, 16)
     # Not so those that need it, and files of when every result of a plan with one was kept under its name go on.
-    folder = write_denoised(tmp_path / "two")
+    folder = write_denoised(tmp_path / "two", model=PLAN.model)
     (folder / SOFT_EMBEDDINGS).write_bytes(b"another backbone, by a file beside its weights")
     other = replace(plan, denoised=str(folder))
     with pytest.raises(UsageError, match="results of one file must be of one setting"):
@@ -254,7 +258,7 @@ def test_arms_that_need_no_denoised_backbone_are_not_run_again_for_one(results, 
 
 
 def test_the_report_says_what_noise_a_denoised_backbone_was_made_for(results, tmp_path):
-    expecting = str(write_denoised(tmp_path / "expecting", etas=(60.0, 90.0)))
+    expecting = str(write_denoised(tmp_path / "expecting", model=PLAN.model, etas=(60.0, 90.0)))
     summary = summarize(results[1])
     for etas, mechanism, said in (
         ((65.0, 80.0), "laplace", "laplace at η = 60, 90<"),
@@ -273,7 +277,7 @@ def test_a_text_without_a_token_is_refused(tmp_path):
 
 
 def test_a_text_longer_than_the_backbone_takes_is_refused_before_any_training(tmp_path):
-    vocabulary = load_vocabulary("bert-tiny")
+    vocabulary = load_vocabulary("few-words")
     long = LabelledTexts(texts=("good " * 600, "bad"), labels=(1, 0), names=("negative", "positive"))
     split, most = (
         Split(training=SPLIT.training, evaluation=long),
@@ -311,9 +315,9 @@ def test_every_arm_has_a_line_of_its_own_in_the_curves():
 
 def test_the_report_says_what_the_results_say_and_no_text(results, tmp_path):
     summary = summarize(results[1])
-    plan = replace(PLAN, model=str(find_model_folder("bert-tiny")))
+    plan = replace(PLAN, model=str(find_model_folder("few-words")))
     page = write_comparison(plan, SPLIT, summary, tmp_path, title="t", created="2026-01-01", command="rapt compare")
-    assert all(str(find_model_folder("bert-tiny").parent) not in written.read_text() for written in tmp_path.iterdir())
+    assert all(str(find_model_folder("few-words").parent) not in written.read_text() for written in tmp_path.iterdir())
     values = json.loads((tmp_path / "comparison.json").read_text())
     assert [item["arm"] for item in values["accuracies"] if item["eta"] is None] == [CLEAN]
     assert len(values["differences"]) == 6  # RAPT and plain tuning, each against clear text, and each other, at two eta
