@@ -74,16 +74,26 @@ def test_the_law_behind_the_labels_is_found_also_behind_randomized_ones(backbone
     np.testing.assert_allclose(slopes(tune_code_head(backbone, file, config=CONFIG)), truth, atol=0.35)
 
 
-def test_the_loss_of_the_optimum_has_no_gradient():
+@pytest.mark.parametrize("width", [3, 30])  # a head of few numbers is solved by Newton's steps, others by L-BFGS
+def test_the_loss_of_the_optimum_has_no_gradient(width):
     rng = torch.Generator().manual_seed(1)
-    states = torch.randn(50, 3, generator=rng, dtype=torch.float64)
+    states = torch.randn(50, width, generator=rng, dtype=torch.float64)
     counts = torch.randint(0, 4, (50, 3), generator=rng).double()
     weight, bias = (part.requires_grad_() for part in solve_head(states, counts, penalty=0.01, label_privacy=None))
     rows, labels = counts.nonzero(as_tuple=True)
     fit = label_losses((states @ weight.T + bias)[rows], labels, label_privacy=None) @ counts[rows, labels]
-    scale = ((counts.sum(1) @ states.square()).sum() / (counts.sum() * 3)).sqrt()
+    scale = ((counts.sum(1) @ states.square()).sum() / (counts.sum() * width)).sqrt()
     (fit / counts.sum() + 0.01 * (weight * scale).square().sum()).backward()
     assert max(weight.grad.abs().max().item(), bias.grad.abs().max().item()) < 1e-5
+
+
+def test_a_head_is_solved_where_labels_are_told_apart_whole_and_where_nobody_has_one_of_them():
+    counts = torch.eye(3, dtype=torch.float64)[[0, 0, 1, 1]]
+    states = torch.tensor([[1.0, 0], [2, 0], [-1, 0], [-2, 0]], dtype=torch.float64)
+    weight, bias = solve_head(states, counts, penalty=1e-5, label_privacy=None)
+    assert (states @ weight.T + bias).argmax(dim=1).tolist() == [0, 0, 1, 1]
+    assert torch.isfinite(weight).all()
+    assert bias[2] < bias[:2].min() - 5
 
 
 def test_a_head_that_is_asked_about_clear_codes_is_no_slave_of_the_most_frequent_label(backbone, code):
@@ -219,7 +229,7 @@ def test_a_head_on_several_codewords_a_text_is_that_of_their_states_laid_out(tmp
     code = code_bundle(codes=3, size=8, run=4)
     write_code_bundle(code, tmp_path / "codes")
     backbone, rng = load_backbone(str(tmp_path / "codes")), np.random.default_rng(3)
-    ids, drawn = rng.integers(8, size=(400, 3)), rng.random(400)
+    ids, drawn = rng.integers(8, size=(200, 3)), rng.random(200)
     manifest = codes_manifest(codewords=8, codes=3, labels=("a", "b", "c"), label_privacy=label_privacy)
     records = tuple(
         PrivatizedRecord(token_ids=tuple(each), label=0 if draw < 0.2 else each[0] // 3)
@@ -228,6 +238,7 @@ def test_a_head_on_several_codewords_a_text_is_that_of_their_states_laid_out(tmp
     sealed = seal_manifest(replace(manifest, vocabulary_hash=code.hash), records)
     file = PrivatizedFile(manifest=sealed, records=records)
     monkeypatch.setattr(code_head, "_SUMMED", 150)
+    monkeypatch.setattr(code_head, "PENALTIES", code_head.PENALTIES[::4])  # each asks for five heads of both kinds
     summed = tune_code_head(backbone, file, config=CONFIG)
     with monkeypatch.context() as patched:
         patched.setattr(code_head, "_sum_up", lambda backbone, training: None)
