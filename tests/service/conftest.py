@@ -7,7 +7,7 @@ from rapt.service.backbone.opening import load_backbone
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.settings import load_settings
 from rapt.service.storage.recovery import open_store
-from running_service import running_service, save_privatized
+from running_service import begin_data_directory, running_service, save_privatized
 from tiny_backbones import tiny_backbone
 from tuning_material import separable_file
 
@@ -26,7 +26,7 @@ def backbone():
 
 @pytest.fixture
 def store(tmp_path):
-    with open_store(tmp_path / "data") as opened:
+    with open_store(begin_data_directory(tmp_path / "data")) as opened:
         yield opened
 
 

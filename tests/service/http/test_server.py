@@ -32,8 +32,6 @@ from tiny_backbones import write_tiny_model
 from tuning_material import manifest_for
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
-# The command, with more time to end in order than a machine that is busy can need.
-PATIENT = "from rapt.service.http import server; server._GONE_WITHIN = 300.0; from rapt.cli import main; main()"
 
 
 @pytest.fixture
@@ -257,9 +255,8 @@ def test_a_service_that_is_asked_to_stop_ends_what_is_on_its_way(tmp_path, backb
     # More than is written before the service ends what is on its way.
     manifest = seal_manifest(manifest_for(writer, labels=None), 1000 * [PrivatizedRecord(token_ids=tuple(ids))])
     asked = {"model": writer.model, "prompt": 1000 * [ids], "rapt": {"manifest": dump_manifest(manifest)}}
-    command = [sys.executable, "-c", PATIENT, "serve"]
     variables = {"models": f"bert-tiny,{folder}", "api_key": "a-key-of-a-client-that-is-no-admin"}
-    with serving_process(tmp_path, command=command, **variables) as (process, url):
+    with serving_process(tmp_path, by_command=True, **variables) as (process, url):
         with open_client(url) as http, ThreadPoolExecutor(3) as threads:
             job = http.post(
                 "/v1/fine_tuning/jobs", json=job_body(upload(http, training_path).json()["id"], **ENDLESS)

@@ -1,9 +1,7 @@
 """What a run will take is known before it begins, and never less than it takes."""
 
-import json
-import os
-import subprocess
-import sys
+import gc
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +13,14 @@ from rapt.errors import LimitError
 from rapt.service.adapter.methods import METHODS
 from rapt.service.backbone.opening import load_backbone
 from rapt.service.jobs.job_limits import Sizes, bound_memory, check_cost, parameters_of
+from rapt.service.tuning.run import Run
 from rapt.service.tuning.tuner import ReconstructionConfig, Tuning
 from rapt.service.tuning.tuning_config import make_default_config
-from rapt.wire.manifest import PlainTokens
+from rapt.wire.manifest import NO_PLAIN_TOKENS, PlainTokens
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
+from tiny_backbones import TINY, tiny_backbone
 from tuning_material import POOL, manifest_for
+from warm_processes import run_warm
 
 LSTM = {"reparametrization": "lstm", "reparametrization_size": 512}
 WIDE = ReconstructionConfig(head_size=65)
@@ -43,30 +45,14 @@ MORE_CASES = [
     ("minilm", 8, 100, "prefix_tuning", "classification", {"prompt_length": 256}, 0, 0, "again"),
 ]
 
-# For each case a process, forked from one that has loaded the libraries, makes two steps, and says by how much its
-# resident memory rose beyond what it had after a small one.
-MEASURE = """
-import gc, json, os, sys, tempfile
-from dataclasses import replace
-from pathlib import Path
-import torch
-from rapt.service.backbone.opening import load_backbone
-from rapt.service.jobs.job_limits import Sizes, bound_memory
-from rapt.service.backbone.opening import load_backbone
-from rapt.service.tuning.run import Run
-from rapt.service.tuning.tuning_config import ReconstructionConfig, make_default_config
-from rapt.wire.manifest import NO_PLAIN_TOKENS, PlainTokens
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
-from tiny_backbones import TINY, tiny_backbone
-from tuning_material import manifest_for
-
-torch.set_num_threads(1)
 
 def status(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
+
 def measure(model, batch, tokens, method, task, changes, plain, target, again=None):
+    """By how much two steps raise the resident memory beyond what it was after a small one, and the estimate."""
     if model in TINY:
         with tempfile.TemporaryDirectory() as folder:
             backbone = tiny_backbone(model, Path(folder) / "model")
@@ -103,38 +89,17 @@ def measure(model, batch, tokens, method, task, changes, plain, target, again=No
     next(steps)
     run.state()
     next(steps)
-    sizes = Sizes(
-        batch=batch, text=tokens, second=0, target=target, plain_tokens=plain, pool=len(pool.pool), classes=2,
-        tokens=0, records=0,
-    )
-    estimated = bound_memory(backbone, config, sizes=sizes, recompute=bool(again))
-    print("took", json.dumps([status("VmHWM") - before, estimated]), flush=True)
-
-for case in json.loads(sys.argv[1]):
-    child = os.fork()
-    if child == 0:
-        measure(*case)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-"""
+    sizes = replace(SIZES, batch=batch, text=tokens, target=target, plain_tokens=plain, pool=len(pool.pool))
+    return status("VmHWM") - before, bound_memory(backbone, config, sizes=sizes, recompute=bool(again))
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux says what the peak was")
-@pytest.mark.parametrize("cases", [CASES, pytest.param(MORE_CASES, marks=pytest.mark.slow)], ids=["few", "more"])
-def test_an_estimate_is_not_below_what_is_measured_and_not_far_above(cases):
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, json.dumps(cases)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = [line.removeprefix("took ") for line in done.stdout.splitlines() if line.startswith("took ")]
-    for case, (measured, estimated) in zip(cases, map(json.loads, found), strict=True):
-        assert measured <= estimated, case
-        # Of what is small, what a run takes whatever its sizes are.
-        assert estimated <= 6 * measured + 64 * 2**20, case
+@pytest.mark.parametrize("case", [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in MORE_CASES)])
+def test_an_estimate_is_not_below_what_is_measured_and_not_far_above(case, tmp_path):
+    measured, estimated = run_warm(measure, *case, folder=tmp_path)
+    assert measured <= estimated
+    # Of what is small, what a run takes whatever its sizes are.
+    assert estimated <= 6 * measured + 64 * 2**20
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))

@@ -3,23 +3,31 @@
 import os
 import signal
 import socket
-import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from job_material import LIMITS, job_settings, messages_of, queue_job, runner_on, weights_of
-from rapt.service.jobs.fork_server import ForkServer
-from rapt.service.jobs.tuning_process import ChildSettings, TuningProcess, measure_resident_bytes
+from rapt.service.backbone.placement import is_out_of_memory
+from rapt.service.jobs.fork_server import ForkServer, fork_on_demand
+from rapt.service.jobs.tuning_process import (
+    ChildSettings,
+    TuningProcess,
+    limit_memory,
+    measure_resident_bytes,
+    run_jobs,
+)
 from rapt.service.jobs.worker import JobRunner
 from rapt.service.storage.callers import DEVELOPER, LOCAL
 from rapt.service.storage.job_rows import ENDED, cancel_job, get_job, pause_job, resume_job
 from rapt.service.storage.job_runs import read_latest_run_state
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningConfig
 from running_service import wait_until
+from warm_processes import WarmProcess, run_warm
 
 CONFIG = TuningConfig(
     prompt_length=4, epochs=20, batch_size=16, seed=3, reconstruction=ReconstructionConfig(weight=0.1, head_size=8)
@@ -27,24 +35,17 @@ CONFIG = TuningConfig(
 ENDLESS = replace(CONFIG, epochs=1000)
 
 
-# As the service forks it at its start, in a process that has done nothing else.
-FORKS = """
-import socket, sys
-from rapt.service.backbone.opening import import_for
-from rapt.service.jobs.fork_server import fork_on_demand
-from rapt.service.jobs.tuning_process import run_jobs
-import_for(["bert-tiny"])
-control = socket.socket(fileno=int(sys.argv[1]))
-control.send(b"ready")
-fork_on_demand(control, run_jobs)
-"""
+def fork_jobs(control):
+    """As the service does at its start, in a process that has done nothing else."""
+    control.send(b"ready")
+    fork_on_demand(control, run_jobs)
 
 
 @pytest.fixture(scope="module")
 def fork_server():
     """What forks the processes of these tests, whose own process has threads; the last of them ends it."""
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    process = subprocess.Popen([sys.executable, "-c", FORKS, str(there.fileno())], pass_fds=[there.fileno()])
+    process = WarmProcess(fork_jobs, there)
     there.close()
     assert here.recv(8) == b"ready"
     server = ForkServer(here, process.pid)
@@ -63,7 +64,7 @@ def process_for(store, fork_server, **changes):
             blobs=None,
             models={"bert-tiny": "bert-tiny"},
             precision="float32",
-            device="cpu",
+            device="auto",
             torch_threads=1,
             debug=False,
             jobs=settings,
@@ -163,24 +164,23 @@ def test_a_job_that_kills_its_process_again_and_again_fails_with_a_reason_and_th
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit holds for all memory on Linux alone")
-def test_the_system_holds_the_process_to_its_memory_and_a_pass_is_told_so():
+def test_the_system_holds_the_process_to_its_memory_and_a_pass_is_told_so(tmp_path):
     """Were the estimate wrong, the pass would fail with an error of memory, which a run answers with smaller parts."""
-    script = """
-import torch
-from rapt.service.jobs.fork_server import ForkServer
-from rapt.service.jobs.tuning_process import limit_memory
-from rapt.service.backbone.placement import is_out_of_memory
+    assert run_warm(try_limits, folder=tmp_path) == [True, False, True]
+
+
+def try_limits():
+    limit_memory(64 * 2**20)
+    found = [fits(16), fits(256)]
+    limit_memory(None)
+    return [*found, fits(256)]
+
+
 def fits(mebibytes):
     try:
         torch.ones(mebibytes * 2**18)
     except RuntimeError as error:
-        assert is_out_of_memory(error)
-        return False
+        if is_out_of_memory(error):
+            return False
+        raise
     return True
-limit_memory(64 * 2**20)
-print(fits(16), fits(256))
-limit_memory(None)
-print(fits(256))
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert done.stdout.split() == ["True", "False", "True"], done.stderr

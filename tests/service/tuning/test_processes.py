@@ -1,5 +1,6 @@
 """Several real processes against one."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -7,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from closeness import assert_close
+from rapt.errors import UsageError
 from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.processes import ALONE, Processes
-from rapt.service.tuning.tuner import ReconstructionConfig, TuningConfig, join_processes, tune
+from rapt.service.tuning.tuner import ReconstructionConfig, TuningCancelled, TuningConfig, join_processes, tune
 from tuning_material import separable_file
+from warm_processes import WarmProcess
 
 # 35 records in batches of 16 leave a batch of three, fewer than it takes to give everybody one twice.
 CONFIG = TuningConfig(
@@ -21,50 +24,54 @@ CONFIG = TuningConfig(
 )
 RECORDS = 35
 
+# What a process of several does, as `torchrun` starts it.
 SCRIPT = """
-import json, sys
-from pathlib import Path
-import torch
-from safetensors.torch import save_file
-from test_processes import CONFIG, RECORDS
-from rapt.errors import UsageError
-from rapt.service.backbone.opening import load_backbone
-from rapt.service.tuning.tuner import TuningCancelled, join_processes, tune
-from tuning_material import separable_file
-
-with join_processes() as processes:
-    backbone = load_backbone("bert-tiny", precision="float32", device="cpu")
-    file = separable_file(backbone, records=RECORDS, plain=4)
-    seen, kept = [], []
-    adapter = tune(
-        backbone, file, config=CONFIG, processes=processes,
-        on_progress=lambda step: seen.append(step.losses),
-        on_run_state=lambda state, adapter: kept.append(state),
-    )
-    try:  # only the first one wants to stop
-        tune(backbone, file, config=CONFIG, processes=processes, should_stop=lambda: processes.first)
-        stopped = False
-    except TuningCancelled:
-        stopped = True
-left = not torch.distributed.is_initialized()
-talking = [thread for thread in Path("/proc/self/task").glob("*/comm") if "gloo" in thread.read_text()]
-try:
-    with join_processes():
-        refused = ""
-except UsageError as problem:
-    refused = str(problem)
-out = sys.argv[1] + f"/{processes.rank}"
-save_file({"prompt": adapter.prompt, "weight": adapter.head_weight, "bias": adapter.head_bias}, out + ".safetensors")
-told = {"count": processes.count, "seen": seen, "kept": len(kept), "stopped": stopped, "left": left}
-told |= {"talking": len(talking), "refused": refused}
-with open(out + ".json", "w") as stream:
-    json.dump(told, stream)
+import sys
+from test_processes import train
+train(sys.argv[1])
 """
 
 
-def launch(script, folder, *, count):
-    here = Path(__file__)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", script]
+def train(folder):
+    """Be one of the processes, and write down what it was told."""
+    # As in a process that has just begun: transformers imports this with a model, after the others were joined.
+    sys.modules.pop("torch.distributed.nn.functional", None)
+    with join_processes() as processes:
+        importlib.import_module("torch.distributed.nn.functional")
+        backbone = load_backbone("bert-tiny", precision="float32", device="cpu")
+        file = separable_file(backbone, records=RECORDS, plain=4)
+        seen, kept = [], []
+        adapter = tune(
+            backbone,
+            file,
+            config=CONFIG,
+            processes=processes,
+            on_progress=lambda step: seen.append(step.losses),
+            on_run_state=lambda state, adapter: kept.append(state),
+        )
+        try:  # only the first one wants to stop
+            tune(backbone, file, config=CONFIG, processes=processes, should_stop=lambda: processes.first)
+            stopped = False
+        except TuningCancelled:
+            stopped = True
+    left = not torch.distributed.is_initialized()
+    talking = [thread for thread in Path("/proc/self/task").glob("*/comm") if "gloo" in thread.read_text()]
+    try:
+        with join_processes():
+            refused = ""
+    except UsageError as problem:
+        refused = str(problem)
+    tensors = {"prompt": adapter.prompt, "weight": adapter.head_weight, "bias": adapter.head_bias}
+    save_file(tensors, f"{folder}/{processes.rank}.safetensors")
+    told = {"count": processes.count, "seen": seen, "kept": len(kept), "stopped": stopped, "left": left}
+    told |= {"talking": len(talking), "refused": refused}
+    Path(f"{folder}/{processes.rank}.json").write_text(json.dumps(told))
+
+
+def launch_by_torchrun(folder):
+    here, script = Path(__file__), folder / "train.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
     path = f"{here.parent}:{here.parents[2]}:{here.parents[3] / 'src'}"
     done = subprocess.run(
         [*command, folder],
@@ -77,10 +84,22 @@ def launch(script, folder, *, count):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_two_processes_give_the_adapter_of_one(tmp_path):
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
-    launch(script, tmp_path, count=2)
+def launch_warm(folder):
+    """As `torchrun` does: the processes meet in a store of the launcher, and know their place by their environment."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    places = [{"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    both = [
+        WarmProcess(train, str(folder), variables=meeting | place, log=folder / f"log-{place['RANK']}")
+        for place in places
+    ]
+    for rank, process in enumerate(both):
+        assert process.wait(300) == 0, (folder / f"log-{rank}").read_text()[-2000:]
+
+
+@pytest.mark.parametrize("launch", [launch_warm, pytest.param(launch_by_torchrun, marks=pytest.mark.slow)])
+def test_two_processes_give_the_adapter_of_one(tmp_path, launch):
+    launch(tmp_path)
     told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert [item["count"] for item in told] == [2, 2]
     assert [item["stopped"] for item in told] == [True, True]

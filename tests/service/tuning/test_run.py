@@ -1,6 +1,4 @@
 import dataclasses
-import os
-import subprocess
 import sys
 
 import pytest
@@ -9,12 +7,16 @@ import torch
 from closeness import assert_close
 from rapt.errors import TuningError, UsageError
 from rapt.service.adapter.adapter import adapter_to_files
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.backbone.placement import is_out_of_memory
+from rapt.service.jobs.tuning_process import limit_memory
 from rapt.service.tuning.run import Run, list_batches, split_batch
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningCancelled, TuningConfig, tune
+from rapt.service.tuning.tuning_config import make_default_config
 from rapt.wire.privatized_file import PrivatizedFile, seal_manifest
 from tiny_backbones import write_family
-from tuning_material import manifest_for, separable_file
+from tuning_material import few_words_file, manifest_for, separable_file
+from warm_processes import run_warm
 
 SHORT = TuningConfig(prompt_length=4, epochs=2, batch_size=16, seed=1)
 WITH_L_REC = dataclasses.replace(SHORT, reconstruction=ReconstructionConfig(weight=0.5, head_size=8))
@@ -138,27 +140,17 @@ def test_a_run_that_is_resumed_may_compute_its_layers_again_and_ends_in_the_same
     assert adapter_to_files(tune(backbone, file, config=WITH_L_REC, resume_from=kept[-1])) == adapter_to_files(whole)
 
 
-SHORT_OF_MEMORY = """
-import sys
-from dataclasses import replace
-import torch
-from rapt.service.backbone.opening import load_backbone
-from rapt.service.jobs.tuning_process import limit_memory
-from rapt.service.tuning.tuner import tune
-from rapt.service.tuning.tuning_config import make_default_config
-from tuning_material import few_words_file
-from rapt.wire.privatized_file import PrivatizedFile
-
-torch.set_num_threads(1)
-backbone = load_backbone(sys.argv[1], precision="float32", device="cpu")
-file = few_words_file(backbone)
-ids = backbone.bundle.eligible.tolist()
-long = tuple(replace(record, token_ids=tuple((ids * 250)[:250])) for record in file.records[:2])
-config = replace(make_default_config("prompt_tuning"), prompt_length=2, epochs=1, batch_size=2)
-tune(backbone, file, config=config)
-limit_memory(int(sys.argv[2]) * 2**20)
-tune(backbone, PrivatizedFile(manifest=file.manifest, records=long), config=config, on_warning=print)
-"""
+def tune_short_of_memory(folder, mebibytes):
+    backbone = load_backbone(str(folder), precision="float32", device="cpu")
+    file = few_words_file(backbone)
+    ids = backbone.bundle.eligible.tolist()
+    long = tuple(dataclasses.replace(record, token_ids=tuple((ids * 250)[:250])) for record in file.records[:2])
+    config = dataclasses.replace(make_default_config("prompt_tuning"), prompt_length=2, epochs=1, batch_size=2)
+    tune(backbone, file, config=config)
+    limit_memory(mebibytes * 2**20)
+    warnings = []
+    tune(backbone, PrivatizedFile(manifest=file.manifest, records=long), config=config, on_warning=warnings.append)
+    return warnings
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit holds for all memory on Linux alone")
@@ -169,15 +161,7 @@ def test_where_one_record_is_too_large_its_layers_are_computed_again(tmp_path):
     """
     sizes = {"num_hidden_layers": 40, "hidden_size": 128, "intermediate_size": 512, "max_position_embeddings": 300}
     folder = write_family("roberta", tmp_path / "deep", **sizes)
-    done = subprocess.run(
-        [sys.executable, "-c", SHORT_OF_MEMORY, str(folder), "32"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines() == [
+    assert run_warm(tune_short_of_memory, folder, 32, folder=tmp_path) == [
         "memory is too small for 2 records at once: computing 1 at a time from step=0 on, with the same gradient",
         "memory is too small for one record: computing each layer again in place of keeping what it holds from step=0 "
         "on, with the same gradient",
