@@ -16,7 +16,7 @@ from rapt.wire.adapter_files import unpack_adapter
 from running_service import save_privatized, wait_until
 
 PHASES = ("upload", "training", "checkpoint", "prediction", "deletion")
-VALUES = {"num_virtual_tokens": 4, "n_epochs": 40, "batch_size": 16, "reconstruction": {"weight": 0.1}}
+VALUES = {"num_virtual_tokens": 4, "n_epochs": 20, "batch_size": 16, "reconstruction": {"weight": 0.1}}
 # How long the client asks a service again that was killed, s: it is told to go on from the next one.
 PATIENCE = 2.0
 METHOD = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": VALUES}}

@@ -42,7 +42,7 @@ def success(name, view, truth):
 
 def knowledge(kind):
     """A prior and public text, the first alone, or nothing."""
-    public = public_of(zipf_tokens(1000, seed=9).reshape(-1, 10)) if kind == "texts" else None
+    public = public_of(zipf_tokens(400, seed=9).reshape(-1, 10)) if kind == "texts" else None
     return {"prior": zipf_prior(SIZE) if kind != "nothing" else None, "public": public}
 
 

@@ -356,14 +356,14 @@ def test_the_model_is_the_one_of_the_service_whatever_the_file_calls_it(store, b
 
 def test_a_paused_job_goes_on_where_it_stopped_to_the_same_weights(store, runner, queue):
     """And the undisturbed run beside it shows that the pause left no trace in the numbers."""
-    job, control = queue(replace(SHORT, epochs=30)), queue(replace(SHORT, epochs=30))
+    job, control = queue(replace(SHORT, epochs=20)), queue(replace(SHORT, epochs=20))
     runner.wake()
     wait_until(lambda: has_progress(store, job))
     pause_job(store, job.id, caller=DEVELOPER, now=5)
     runner.cancel(job.id)
     wait_until(lambda: ended(store, control))
     state = read_latest_run_state(store, job)
-    assert 0 < state.step < 30 * 4
+    assert 0 < state.step < 20 * 4
     resume_job(store, job.id, caller=DEVELOPER, now=6)
     runner.wake()
     wait_until(lambda: ended(store, job))
@@ -379,7 +379,7 @@ def test_a_paused_job_goes_on_where_it_stopped_to_the_same_weights(store, runner
 
 
 def test_a_state_that_was_damaged_costs_time_and_not_the_job(store, runner, queue):
-    job = queue(replace(SHORT, epochs=30))
+    job = queue(replace(SHORT, epochs=20))
     runner.wake()
     wait_until(lambda: has_progress(store, job))
     pause_job(store, job.id, caller=DEVELOPER, now=5)
@@ -453,7 +453,7 @@ def test_of_a_run_of_very_many_epochs_not_every_validation_is_an_event():
 
 
 def test_a_long_job_gives_way_to_another_tenants_and_goes_on_to_the_same_weights(store, backbones, training_path):
-    config = replace(SHORT, epochs=30)
+    config = replace(SHORT, epochs=20)
     ada, bob = tenant(store, "ada"), tenant(store, "bob")
     control = queue_job(store, backbones, training_path, config, caller=ada)
     run_job(store, claim(store), backbones=backbones, should_stop=never)
