@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
 
@@ -31,9 +32,14 @@ WORDS = "film plot actor scene music story ending cast joke camera".split()
 KINDS = ("wonderful and moving", "dull and far too long")
 
 
+@functools.cache
+def small_encoder():
+    return read_encoder("bert-tiny")
+
+
 @pytest.fixture(scope="module")
 def encoder():
-    return read_encoder("bert-tiny")
+    return small_encoder()
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +72,7 @@ def bundle(encoder, states):
 
 
 def file_of(mechanism, released):
-    privatizer = CodePrivatizer(encoder=read_encoder("bert-tiny"), mechanism=mechanism)
+    privatizer = CodePrivatizer(encoder=small_encoder(), mechanism=mechanism)
     manifest = privatizer.manifest(labels=None, randomness=Randomness(source="a test", insecure_seed=1))
     records = tuple(PrivatizedRecord(token_ids=tuple(int(item) for item in ids)) for ids in released)
     return PrivatizedFile(manifest=seal_manifest(manifest, records), records=records)

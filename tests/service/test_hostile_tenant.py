@@ -102,7 +102,7 @@ def others_are_answered(world):
 
     def watch() -> None:
         with open_client(world.url, timeout=90, headers={"authorization": f"Bearer {world.keys['bob']}"}) as http:
-            while not over.wait(0.05):
+            while not over.wait(0.15):
                 ask(http)
             ask(http)
 
