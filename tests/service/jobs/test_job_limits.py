@@ -30,10 +30,11 @@ SIZES = Sizes(batch=32, text=100, second=0, target=0, plain_tokens=0, pool=0, cl
 # layers are computed again.
 CASES = [
     ("bert-tiny", 64, 300, "prompt_tuning", "classification", {}, 40, 0),
-    ("minilm", 16, 200, "prompt_tuning", "classification", {}, 0, 0, "again"),
+    ("minilm", 8, 200, "prompt_tuning", "classification", {}, 0, 0, "again"),
     ("gpt2", 512, 40, "prompt_tuning", "classification", {}, 0, 0),
 ]
 MORE_CASES = [
+    ("minilm", 16, 200, "prompt_tuning", "classification", {}, 0, 0, "again"),
     ("bert-tiny", 32, 100, "p_tuning", "classification", LSTM, 0, 0),
     ("minilm", 16, 200, "prompt_tuning", "classification", {}, 0, 0),
     ("minilm", 8, 100, "prefix_tuning", "classification", {"prompt_length": 256}, 0, 0),
