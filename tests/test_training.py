@@ -1,12 +1,14 @@
 """The loop that trains networks: it goes down, stops at a loss that is not finite, and pads little."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from rapt.errors import TuningError
-from rapt.training import ParameterGroup, Trainer, back_propagate, batch_by_length, scale_rate
+from rapt.training import ParameterGroup, Trainer, avoid_compiler, back_propagate, batch_by_length, scale_rate
 
 
 def test_steps_go_down_and_are_counted():
@@ -22,6 +24,22 @@ def test_steps_go_down_and_are_counted():
     ]
     assert [step for step, _ in seen] == list(range(1, 41))
     assert seen[-1][1] < 0.1 * seen[0][1]
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.LBFGS])
+def test_a_step_does_not_import_the_compiler_of_torch(kind, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch._dynamo", None)
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = avoid_compiler(kind)([weight], lr=0.1)
+
+    def descend():
+        optimizer.zero_grad()
+        loss = weight.square().sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(descend) == 3
+    assert descend() < 3
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ What is trained and on what is the caller's: an adapter, a backbone that is to e
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 import numpy as np
 import torch
@@ -23,8 +24,22 @@ LONGEST_GRADIENT: Final = 1.0
 _REMEMBERED: Final = ("step", "exp_avg", "exp_avg_sq")
 
 B = TypeVar("B")
+Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
 # Figures of a step, by name: losses in nats, shares of right answers.
 Losses = Mapping[str, float]
+
+
+def avoid_compiler(kind: type[Optimizer]) -> type[Optimizer]:
+    """Return an optimizer class that does the same and does not import torch's compiler.
+
+    Torch wraps these methods for programs that it compiles, and imports the compiler at their first call: two seconds
+    of a process that tunes a head over codes, and nothing is compiled here.
+    """
+    plain = {name: inspect.unwrap(getattr(kind, name)) for name in ("add_param_group", "zero_grad", "step")}
+    return cast(type[Optimizer], type(kind.__name__, (kind,), plain | {"step": torch.no_grad()(plain["step"])}))
+
+
+_AdamW: Final = avoid_compiler(torch.optim.AdamW)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +79,7 @@ class Trainer:
         groups = [group for group in groups if group.parameters]
         self._peaks = [group.rate for group in groups]
         self._parameters = {name: one for group in groups for name, one in group.parameters.items()}
-        self._optimizer = torch.optim.AdamW(
+        self._optimizer = _AdamW(
             [{"params": list(group.parameters.values()), "weight_decay": group.weight_decay} for group in groups],
             fused=fused or None,
         )

@@ -37,6 +37,7 @@ from rapt.service.tuning.run import batches_per_epoch
 from rapt.service.tuning.tasks import TASKS, Classes, label_losses
 from rapt.service.tuning.tuning_config import TuningConfig, make_default_config
 from rapt.teaching import teach_head
+from rapt.training import avoid_compiler
 from rapt.wire.code_bundle import CodeBundle, apply_center
 from rapt.wire.manifest import LabelPrivacy
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
@@ -48,6 +49,7 @@ _ITERATIONS: Final = 100
 _MOST_BY_NEWTON: Final = 64  # numbers of a head up to which its curvature costs less than the steps that it saves
 _LEAST_SLOPE: Final = 1e-10
 _LEAST_LENGTH: Final = 1e-6
+_LBFGS: Final = avoid_compiler(torch.optim.LBFGS)
 _ROWS_AT_ONCE: Final = 4096
 Whole = NDArray[np.integer[Any]]
 # Length of a crowd's mean code from which on public text is of another kind. Maps of the texts' own kind had 0.04 to
@@ -247,7 +249,7 @@ def _minimize(
     """Return W and b of the lowest fit + λ |W|², where `fit` returns the mean loss and adds its gradient to both."""
     weight = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(shape[0], dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
+    optimizer = _LBFGS(
         [weight, bias], max_iter=_ITERATIONS, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe"
     )
 
