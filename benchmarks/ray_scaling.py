@@ -2,12 +2,14 @@
 
     OMP_NUM_THREADS=1 python benchmarks/ray_scaling.py privatizing --rounds 5
     OMP_NUM_THREADS=1 python benchmarks/ray_scaling.py serving --rounds 5
+    OMP_NUM_THREADS=1 python benchmarks/ray_scaling.py cores --rounds 5
 
 *Privatizing*: texts of 5 to 40 random words of MiniLM's vocabulary, `laplace` at eta = 75, no labels, no ledger, by one
 process, by two without Ray, by Ray with one core and by Ray with two. Each cluster is started anew and has drawn a few
 texts before it is timed. *Serving*: requests of 32 texts for 64 tuned models of MiniLM in turn, over 16 connections of
 a process beside it, to a service without Ray, to one with one replica and to one with two; each computes on one thread
-and has answered as many requests as it has models before it is timed.
+and has answered as many requests as it has models before it is timed. *Cores*: the same texts through the same model,
+without a service, by one process and by two at once: `efficiency` is what these cores can give replicas at most.
 
 The ways take turns within each round, and ratios are of one round. `overhead` is the time of Ray with one core over
 that without Ray; `efficiency` is the time with one core over twice that with two; `two_processes` is the same of two
@@ -25,7 +27,9 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +38,7 @@ import psutil
 import torch
 from results import digits, machine, publish, spread
 from serving_http import body_for, register, run_load, service_on
-from serving_model import made_texts
+from serving_model import made_adapter, made_texts
 
 from rapt.cluster import Cluster, join_cluster
 from rapt.local.corpus import privatize_corpus
@@ -42,6 +46,8 @@ from rapt.local.mechanisms import make_mechanism
 from rapt.local.privatizer import Privatizer, find_whole_words
 from rapt.local.randomness import secure_stream
 from rapt.local.vocabulary import load_vocabulary
+from rapt.service.answers.prediction import ClassificationRow, classify
+from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.opening import load_backbone
 from rapt.wire.manifest import NO_PLAIN_TOKENS
 
@@ -55,13 +61,16 @@ Way = dict[str, Any]
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=("privatizing", "serving"))
+    parser.add_argument("what", choices=("privatizing", "serving", "cores"))
     parser.add_argument("--texts", type=int, default=24_000, help="texts that are privatized")
     parser.add_argument("--requests", type=int, default=192, help="requests that are served")
     parser.add_argument("--models", type=int, default=64, help="tuned models that they ask in turn")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="file for the result, beside printing it")
     arguments = parser.parse_args()
+    if arguments.what == "cores":
+        publish({**compare_cores(arguments), "machine": machine()}, file=arguments.json)
+        return
     with tempfile.TemporaryDirectory() as name:
         prepare = prepare_texts if arguments.what == "privatizing" else prepare_service
         one_round = prepare(Path(name), arguments)
@@ -153,6 +162,40 @@ def prepare_service(folder: Path, arguments: argparse.Namespace) -> Callable[[],
         return found
 
     return one_round
+
+
+def compare_cores(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Time of the texts of so many requests in one process, and in each of two at once, in turns."""
+    found: dict[str, list[float]] = {"one": [], "each_of_two": []}
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
+        list(processes.map(compute, [8, 8]))  # both have loaded the model
+        for _ in range(arguments.rounds):
+            found["one"].append(processes.submit(compute, arguments.requests).result())
+            found["each_of_two"].append(max(processes.map(compute, [arguments.requests] * 2)))
+    ratios = [one / two for one, two in zip(found["one"], found["each_of_two"], strict=True)]
+    return {name: [digits(value) for value in values] for name, values in found.items()} | {
+        "efficiency": spread(ratios),
+        "requests": arguments.requests,
+    }
+
+
+def compute(requests: int) -> float:
+    """Seconds for the texts of so many requests in this process."""
+    torch.set_num_threads(1)
+    backbone = hold_backbone()
+    texts = made_texts(backbone, torch.Generator().manual_seed(0), count=TEXTS, low=12, high=36)
+    adapter = made_adapter(backbone, torch.Generator().manual_seed(0))
+    rows = [ClassificationRow(adapter=adapter, token_ids=text) for text in texts]
+    begun = time.perf_counter()
+    for _ in range(requests):
+        classify(backbone, rows)
+    return time.perf_counter() - begun
+
+
+@cache
+def hold_backbone() -> Backbone:
+    """The model, loaded once in a process."""
+    return load_backbone(MODEL, precision="float32", device="cpu")
 
 
 PARTS: Final = ("work", "ours", "ray")

@@ -21,23 +21,23 @@ DEFAULT_SEED = 2305_06212
 
 # The files that take longest come first: with `--dist loadfile` one that came last would be waited for by all.
 LONGEST_FIRST = (
+    "service/jobs/test_tuning_process.py",
     "test_docs.py",
+    "service/test_hostile_tenant.py",
     "compare/test_bench.py",
+    "demo/test_demo_run.py",
     "cli/test_cli_streams.py",
     "service/test_crash.py",
-    "service/test_hostile_tenant.py",
-    "demo/test_demo_run.py",
+    "service/answers/test_general_backbones.py",
+    "local/test_nearest.py",
+    "local/test_guarantee.py",
+    "cli/test_cli_tune_predict.py",
+    "local/test_calibration.py",
+    "local/test_corpus.py",
+    "audit/test_program_audit.py",
+    "service/jobs/test_worker.py",
     "service/http/test_connections.py",
     "service/http/test_server.py",
-    "audit/test_code_audit.py",
-    "cli/test_cli_audit.py",
-    "service/jobs/test_tuning_process.py",
-    "service/tuning/test_processes.py",
-    "service/http/test_openapi_contract.py",
-    "service/tuning/test_matrix.py",
-    "service/jobs/test_worker.py",
-    "audit/attacks/test_attacks.py",
-    "audit/test_program_audit.py",
 )
 
 
