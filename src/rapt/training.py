@@ -32,8 +32,8 @@ Losses = Mapping[str, float]
 def avoid_compiler(kind: type[Optimizer]) -> type[Optimizer]:
     """Return an optimizer class that does the same and does not import torch's compiler.
 
-    Torch wraps these methods for programs that it compiles, and imports the compiler at their first call: two seconds
-    of a process that tunes a head over codes, and nothing is compiled here.
+    Torch wraps these methods for programs that it compiles, and imports the compiler at their first call: more than a
+    second of a process that tunes a head over codes, and nothing is compiled here.
     """
     plain = {name: inspect.unwrap(getattr(kind, name)) for name in ("add_param_group", "zero_grad", "step")}
     return cast(type[Optimizer], type(kind.__name__, (kind,), plain | {"step": torch.no_grad()(plain["step"])}))

@@ -228,8 +228,7 @@ def test_jobs_on_other_nodes_find_all_in_postgresql_and_s3(backbone, nodes, tmp_
             mark = f"AWS_ENDPOINT_URL={os.environ['AWS_ENDPOINT_URL']}"
             kill_place_and_go_on(served.http, served.file, lambda: find_processes(b"ray::JobPlace", mark=mark))
             served.http.close()
-        data = next(path for path in tmp_path.iterdir() if path.is_dir())
-        assert [path for path in (data / "blobs").rglob("*") if path.is_file()] == []
+        assert list((tmp_path / "data" / "blobs").iterdir()) == []
 
 
 def test_a_lost_cluster_is_one_line_and_comes_back(served, backbone):
@@ -245,19 +244,24 @@ def test_a_lost_cluster_is_one_line_and_comes_back(served, backbone):
     check(served, [served.ask()], backbone)
 
 
+def refuse_to_replace(served, backbone, *, reason):
+    """Ask for new replicas, and see that the old ones answer until the log says why there are none, and then."""
+    served.process.send_signal(signal.SIGHUP)
+    answers = []
+
+    def is_told():
+        answers.append(served.ask())
+        return f"replicas were replaced: {reason}" in served.log()
+
+    wait_until(is_told)
+    check(served, [*answers, *(served.ask() for _ in range(8))], backbone)
+
+
 def test_replicas_that_cannot_start_take_the_place_of_none(served, writer, backbone):
     weights, before = writer[1] / "model.safetensors", served.find(b"ServeReplica")
     content = weights.read_bytes()
     weights.write_bytes(content[: len(content) // 2])
-    served.process.send_signal(signal.SIGHUP)
-    answers, failed = [], "replicas were replaced: every node of the cluster must be able to hold a replica"
-
-    def is_told():
-        answers.append(served.ask())
-        return failed in served.log()
-
-    wait_until(is_told)
-    check(served, [*answers, *(served.ask() for _ in range(8))], backbone)
+    refuse_to_replace(served, backbone, reason="every node of the cluster must be able to hold a replica")
     assert served.find(b"ServeReplica") == before
     weights.write_bytes(content)
 
@@ -270,15 +274,7 @@ def test_replicas_that_fail_when_they_load_take_the_place_of_none(served, writer
     vocabulary = changed["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     tokenizer.write_text(json.dumps(changed))
-    served.process.send_signal(signal.SIGHUP)
-    answers, failed = [], "replicas were replaced: the replicas must start, got"
-
-    def is_told():
-        answers.append(served.ask())
-        return failed in served.log()
-
-    wait_until(is_told)
-    check(served, [*answers, *(served.ask() for _ in range(8))], backbone)
+    refuse_to_replace(served, backbone, reason="the replicas must start, got")
     tokenizer.write_text(content)
 
 

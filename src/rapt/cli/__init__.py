@@ -26,7 +26,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _leave)
     if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         signal.signal(signal.SIGHUP, _leave)
-    # Python looks for garbage before it leaves, in all that torch and its kind have made: half a second for nothing.
+    # Python looks for garbage before it leaves, in all that torch and its kind have made, for nothing.
     atexit.register(gc.freeze)
     sys.exit(run(sys.argv[1:]))
 

@@ -54,6 +54,11 @@ LOSS = Figure(title="Loss", across="step", up="nats", lines=(Line(name="RAPT", p
 HOSTILE = "<script>alert('x')</script><img src=https://evil.example/x>"
 
 
+def count_hits(count, hits):
+    """The share of so many hits in so many tries."""
+    return compute_independent_share(np.arange(count) < hits)
+
+
 def read_back(value):
     """The report in JSON whose every field has to be there, and of its type."""
     value = json.loads(json.dumps(value))
@@ -75,7 +80,7 @@ def bare(found):
 
 @pytest.fixture(scope="module")
 def full(found):
-    share = compute_independent_share(np.arange(1000) < 641)
+    share = count_hits(1000, 641)
     return Report(
         title="A file",
         created="2026-01-02",
@@ -179,7 +184,7 @@ def test_what_was_attacked_is_not_said_to_be_untried(found):
 def test_what_was_recovered_of_each_text_of_a_record_is_on_the_page(bare):
     result = bare.audit.strongest
     groups = tuple(
-        Group(name=name, first=compute_independent_share(np.arange(1000) < hits), unchanged=0.5, blind=0.1)
+        Group(name=name, first=count_hits(1000, hits), unchanged=0.5, blind=0.1)
         for name, hits in (("first text", 613), ("second text", 587))
     )
     result = replace(result, detail=replace(result.detail, texts=groups))
@@ -195,7 +200,7 @@ def test_what_was_recovered_of_each_text_of_a_record_is_on_the_page(bare):
 
 
 def test_a_column_that_was_inferred_is_in_the_verdict_and_on_the_page(bare):
-    share = compute_independent_share(np.arange(1000) < 700)
+    share = count_hits(1000, 700)
     attacker = Inference(name="adaptive", first=share, of_several=None, balanced=0.65)
     column = AttributeResult(
         column="speaker", values=2, texts=1000, chance=0.5, attackers=(attacker,), unprotected=attacker
@@ -291,7 +296,7 @@ def test_a_share_in_words_is_never_rounded_to_never_or_always(share, words):
 
 
 def test_an_interval_in_words_is_rounded_outwards():
-    share = compute_independent_share(np.arange(1000) < 584)
+    share = count_hits(1000, 584)
     low, high = map(int, between(share).split(" and "))
     assert low <= 100 * share.low < low + 1
     assert high - 1 < 100 * share.high <= high
@@ -309,14 +314,12 @@ def linkage(share):
 
 
 def inferred(share):
-    right = Inference(
-        name="adaptive", first=compute_independent_share(np.arange(400) < 400 * share), of_several=None, balanced=0
-    )
+    right = Inference(name="adaptive", first=count_hits(400, 400 * share), of_several=None, balanced=0)
     return AttributeResult(column="speaker", values=2, texts=400, chance=0.5, attackers=(right,), unprotected=right)
 
 
 def told(share, *, uses=400, blind=0.001):
-    hits = None if not uses else compute_independent_share(np.arange(uses) < uses * share)
+    hits = None if not uses else count_hits(uses, uses * share)
     row = FlaggedWords(name="all", found=hits, false_alarms=3, blind=blind)
     return KeywordResult(
         everything=row,
@@ -331,21 +334,12 @@ def told(share, *, uses=400, blind=0.001):
 
 def repeated(share=None):
     fresh = tuple(
-        ReleasedWords(releases=count, named=compute_independent_share(np.arange(100) < count * 3), blind=0.045)
-        for count in (1, 3, 10, 30)
+        ReleasedWords(releases=count, named=count_hits(100, count * 3), blind=0.045) for count in (1, 3, 10, 30)
     )
     own = (
         ()
         if share is None
-        else (
-            RepeatedWords(
-                records=10,
-                named=compute_independent_share(np.arange(80) < 80 * share),
-                places=900,
-                alone=0.21,
-                blind=0.05,
-            ),
-        )
+        else (RepeatedWords(records=10, named=count_hits(80, 80 * share), places=900, alone=0.21, blind=0.05),)
     )
     return RepetitionResult(fresh=fresh, own=own, tokens=5_000)
 
@@ -356,7 +350,7 @@ CALM = {"repetition": repeated(0.05), "keywords": told(0.0)}
 def near_chance(found, *, value=0.05, chance=0.045, **other):
     """The report of attacks that name hardly more words than the blind guess does."""
     best = found.results[1].score
-    tokens = replace(best.all_tokens, first=compute_independent_share(np.arange(1000) < 1000 * value), chance=chance)
+    tokens = replace(best.all_tokens, first=count_hits(1000, 1000 * value), chance=chance)
     result = replace(found.results[1], score=replace(best, all_tokens=tokens))
     return replace(found, results=(result,), **CALM | {"linkage": linkage(0.01)} | other)
 

@@ -14,8 +14,9 @@ from rapt.local.codes.subset import make_subset
 from rapt.service.adapter.adapter import adapter_from_files, adapter_to_files
 from rapt.service.answers.prediction import ClassificationRow, classify
 from rapt.service.backbone.opening import load_backbone
-from rapt.service.tuning import code_head
-from rapt.service.tuning.code_head import measure_apart, solve_head, tune_code_head
+from rapt.service.tuning import code_head, head_solver
+from rapt.service.tuning.code_head import measure_apart, tune_code_head
+from rapt.service.tuning.head_solver import solve_head
 from rapt.service.tuning.tasks import label_losses
 from rapt.service.tuning.tuner import TuningCancelled, tune
 from rapt.service.tuning.tuning_config import make_default_config
@@ -238,7 +239,7 @@ def test_a_head_on_several_codewords_a_text_is_that_of_their_states_laid_out(tmp
     sealed = seal_manifest(replace(manifest, vocabulary_hash=code.hash), records)
     file = PrivatizedFile(manifest=sealed, records=records)
     monkeypatch.setattr(code_head, "_SUMMED", 150)
-    monkeypatch.setattr(code_head, "PENALTIES", code_head.PENALTIES[::4])  # each asks for five heads of both kinds
+    monkeypatch.setattr(head_solver, "PENALTIES", head_solver.PENALTIES[::4])  # each asks for five heads of both kinds
     summed = tune_code_head(backbone, file, config=CONFIG)
     with monkeypatch.context() as patched:
         patched.setattr(code_head, "_sum_up", lambda backbone, training: None)

@@ -31,7 +31,7 @@ from rapt.audit.artefact.membership import Estimate, attack_each
 from rapt.audit.codes.naming import bound_belief
 from rapt.audit.codes.readers import Floats
 from rapt.audit.intervals import Share, compute_independent_share
-from rapt.service.tuning.code_head import choose_penalty, solve_head, tally_labels
+from rapt.service.tuning.head_solver import choose_penalty, solve_head, tally_labels
 from rapt.wire.manifest import LabelPrivacy
 
 MODELS: Final = 16

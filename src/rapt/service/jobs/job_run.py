@@ -216,7 +216,7 @@ def run_job(
     figures = JobLog(settings.log_folder, tenant=job.tenant, job_id=job.id, logger=settings.logger)
 
     def report(message: str, data: dict[str, Any]) -> None:
-        waiting(lambda: record_progress(store, job, message=message, data=data, now=_read_clock()))
+        waiting(lambda: record_progress(store, job, message=message, data=data, now=read_clock()))
         figures.add(data)
 
     warnings: list[str] = []
@@ -253,7 +253,7 @@ def run_job(
     def publish() -> None:
         with store.directory.stage_bytes(packed) as staged:
             succeed_job(
-                store, job, staged, trained_tokens=made.tokens, notes=(*made.notes, *warnings), now=_read_clock()
+                store, job, staged, trained_tokens=made.tokens, notes=(*made.notes, *warnings), now=read_clock()
             )
 
     waiting(publish)
@@ -333,5 +333,6 @@ def _read(store: Store, file: StoredFile) -> PrivatizedFile:
             raise
 
 
-def _read_clock() -> int:
+def read_clock() -> int:
+    """Return the seconds since 1970."""
     return int(time.time())

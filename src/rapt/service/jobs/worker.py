@@ -7,13 +7,12 @@ along, or right here (`job_run.in_this_process`).
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Collection, Sequence
 from threading import Event, Lock, Thread
 from typing import Final
 
 from rapt.errors import UnavailableError
-from rapt.service.jobs.job_run import Outcome, RunsAJob
+from rapt.service.jobs.job_run import Outcome, RunsAJob, read_clock
 from rapt.service.jobs.run_states import retry_while_away
 from rapt.service.storage.job_rows import StoredJob
 from rapt.service.storage.job_runs import MOST_DEATHS, claim_next_job, fail_job, lose_job, put_back, put_back_all
@@ -113,16 +112,16 @@ class JobRunner:
                 log_unforeseen(log, "the worker's use of its store", error)
                 self._wait_for_the_store()
         try:
-            put_back_all(self._store, worker=name, now=_read_clock())
+            put_back_all(self._store, worker=name, now=read_clock())
         except Exception as error:  # whoever starts next finds the jobs of a worker that is gone
             log_unforeseen(log, "the worker's last use of its store", error)
 
     def _look(self, name: str) -> None:
         """Run the next job, or wait a moment for one."""
-        put_back_all(self._store, worker=name, now=_read_clock())
+        put_back_all(self._store, worker=name, now=read_clock())
         requeue_abandoned_jobs(self._store)
         job = claim_next_job(
-            self._store, worker=name, models=self._models, now=_read_clock(), most_deaths=self._most_deaths
+            self._store, worker=name, models=self._models, now=read_clock(), most_deaths=self._most_deaths
         )
         if job is None:
             self._pause = _FIRST_PAUSE
@@ -148,17 +147,17 @@ class JobRunner:
         if outcome.kind != "done":
             log.info("job %s: %s", job.id, outcome.kind)
         if outcome.kind == "failed":
-            fail_job(self._store, job, code=outcome.code, message=outcome.message, now=_read_clock())
+            fail_job(self._store, job, code=outcome.code, message=outcome.message, now=read_clock())
         elif outcome.kind == "died":
-            lose_job(self._store, job, reason=outcome.message, now=_read_clock())
+            lose_job(self._store, job, reason=outcome.message, now=read_clock())
         elif outcome.kind == "gave way":
             message = "the job gives way to one of another tenant; it goes on from here when its turn comes"
-            put_back(self._store, job, message=message, now=_read_clock())
+            put_back(self._store, job, message=message, now=read_clock())
         elif outcome.kind == "away":
             message = "the service could not use its database or its disk; the job goes on from its last state"
-            put_back(self._store, job, message=message, now=_read_clock())
+            put_back(self._store, job, message=message, now=read_clock())
         elif outcome.kind == "stopped":  # a job that was cancelled or paused is not ours any more, and stays as it is
-            put_back(self._store, job, message="the service stopped; the job is queued again", now=_read_clock())
+            put_back(self._store, job, message="the service stopped; the job is queued again", now=read_clock())
 
     def _wait_for_the_store(self) -> None:
         self._closing.wait(self._pause)
@@ -204,7 +203,3 @@ class JobRunners:
         self.stop()
         for runner in self._runners:
             runner.close()
-
-
-def _read_clock() -> int:
-    return int(time.time())
