@@ -249,7 +249,7 @@ def test_a_head_on_several_codewords_a_text_is_that_of_their_states_laid_out(tmp
     assert summed.card.metrics == pytest.approx(laid_out.card.metrics, rel=1e-4)
     assert summed.card.metrics["train_mean_token_accuracy"] > 0.6
     alone = PrivatizedFile(manifest=seal_manifest(sealed, records[:1]), records=records[:1])  # nothing to judge it by
-    assert tune_code_head(backbone, alone, config=CONFIG).card.metrics["penalty"] == max(code_head.PENALTIES)
+    assert tune_code_head(backbone, alone, config=CONFIG).card.metrics["penalty"] == max(head_solver.PENALTIES)
 
 
 def test_a_crowd_of_a_hundred_thousand_costs_what_its_codebook_costs(backbone, code):
