@@ -208,3 +208,9 @@ def test_an_earlier_demo_is_replaced_and_anything_else_is_not(tmp_path: Path):
     with pytest.raises(UsageError, match="must be new, or hold an earlier demo only"):
         make_room(tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="must be one that can be made, got Not a directory; choose another"):
+        make_room(tmp_path / "file" / "demo")

@@ -269,7 +269,12 @@ def make_room(out: Path) -> None:
                 "the folder of a demo must be new, or hold an earlier demo only; choose another with --out"
             )
         shutil.rmtree(out)
-    out.mkdir(parents=True)
+    try:
+        out.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(
+            f"the folder of a demo must be one that can be made, got {error.strerror}; choose another with --out"
+        ) from None
 
 
 def summarize_promise(side: TrustedSide) -> list[str]:
